@@ -1,0 +1,233 @@
+"""Every durable operation of the daemon, and nothing else.
+
+"Durable" means: after the call has returned, neither a killed process nor a power cut undoes it; before it has
+returned, either nothing of it is seen or all of it. The rules behind these few functions:
+
+- A file appears under its name whole: it is written under a hidden temporary name in the same folder, synced,
+  renamed, and the folder is synced.
+- A failed fsync is never tried again on the same file: the kernel may have dropped the pages it could not write and
+  then report success. Whoever sees one makes a new file from what is in memory.
+- A folder fsync answered EINVAL or ENOTSUP counts as done: network file systems that do not know it order their
+  renames themselves.
+- rename() replaces silently. Where a name may belong to somebody else, ``rename_new`` is used.
+
+Nothing here logs or retries; an OSError goes to the caller, who knows whose work it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+FILE_MODE = 0o664
+"""Group-writable, less the umask: editors in the daemon's group own the results as much as it does."""
+
+FOLDER_MODE = 0o775
+
+COPY_BYTES = 1 << 20
+
+_NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside ``path`` that no scan of ours takes for a finished file. Short, since ``path``'s own name
+    may already be as long as a name can be."""
+    return path.parent / f".{os.getpid():x}-{os.urandom(6).hex()}.part"
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
+    """Put ``data`` under ``path``, replacing what was there. Not ``durable``: still whole or not at all for every
+    reader, but a power cut may bring back the old content (for files that are rewritten every second)."""
+    temporary = temporary_name(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            _write_all(descriptor, data)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        _forget(temporary)
+        raise
+    if durable:
+        fsync_folder(path.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Sync a file that another process has written and closed.
+
+    Raises:
+        OSError: it is missing, is not a regular file, or could not be synced.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames into and out of ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within one file system, replacing ``target``. The caller syncs the folder, once for many renames."""
+    os.rename(source, target)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename within one file system, never replacing anything.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+    """
+    result = _libc.renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE)
+    )
+    if result == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in _NOT_SUPPORTED:
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    # A file system without it (NFS, some FUSE): look first. Two daemons never share a target of ours, so the gap
+    # between the look and the rename is open only to a person who creates that very name in it.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    os.rename(source, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a synced file to ``target``, replacing it, over file systems too. The caller syncs ``target``'s folder,
+    once for many moves; then ``source`` may be gone."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    copy(source, target)
+    os.unlink(source)
+
+
+def copy(source: Path, target: Path) -> str:
+    """Copy a file to ``target`` under a temporary name, sync and rename it; the sha256 of what was copied, in hex.
+    The caller syncs ``target``'s folder.
+
+    Raises:
+        OSError: ``source`` is missing, no regular file, or a link; or anything failed on the way.
+    """
+    temporary = temporary_name(target)
+    digest = hashlib.sha256()
+    reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(reader).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(source))
+        writer = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            while block := os.read(reader, COPY_BYTES):
+                digest.update(block)
+                _write_all(writer, block)
+            os.fsync(writer)
+        finally:
+            os.close(writer)
+        os.rename(temporary, target)
+    except BaseException:
+        _forget(temporary)
+        raise
+    finally:
+        os.close(reader)
+    return digest.hexdigest()
+
+
+def append(descriptor: int, data: bytes, *, durable: bool) -> None:
+    """Append to an open file. After an OSError the file's tail is unknown and it must not be used again."""
+    _write_all(descriptor, data)
+    if durable:
+        os.fdatasync(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents; each new one is synced into its parent."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            os.mkdir(new, FOLDER_MODE)
+        except FileExistsError:
+            continue
+        fsync_folder(new.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is gone already is fine."""
+    _forget(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours: it disappears at once under its name, then piece by piece under a hidden one, so that
+    a crash in between leaves nothing that could be taken for a whole folder."""
+    hidden = folder.parent / f".{folder.name}.gone"
+    try:
+        os.rename(folder, hidden)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear away what crashed operations of ours have left in ``folder``."""
+    for entry in _entries(folder):
+        if entry.name.startswith(".") and entry.name.endswith(".part"):
+            _forget(Path(entry.path))
+        elif entry.name.startswith(".") and entry.name.endswith((".gone", ".new")):
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _forget(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,102 @@
+"""One append-only journal a job: what has happened to it, as a restart must know it.
+
+A line is ``CRC32 JSON``: eight hex digits over the JSON's bytes, a space, one object, a line feed. Reading stops at
+the first line that is torn or does not fit its sum; everything before it stands. Records that must survive a power
+cut are synced before ``append`` returns; the others only survive the death of the daemon, which is all they are for.
+
+After any failed write the file's tail is unknown, so the journal makes itself a new file from the lines that read
+well and the records it was asked to add, before it says that they are recorded (see files, on failed syncs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from daemon import files
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """The journal at ``path``, opened for appending; made when missing. Not thread-safe: one caller at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._lost: list[bytes] = []
+        """Lines that a failed write may or may not have brought to disk; they go into the next file."""
+
+    def append(self, records: Iterable[Record], *, durable: bool = True) -> None:
+        """Add records, all or (for the reader) a prefix of them.
+
+        Raises:
+            OSError: they are not recorded; the same call may be tried again and then makes a new file.
+        """
+        lines = [_line(record) for record in records]
+        if self._lost or self._descriptor is None and not self._whole():
+            self._rewrite(lines)
+            return
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(
+                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE
+                )
+                files.fsync_folder(self._path.parent)
+            files.append(self._descriptor, b"".join(lines), durable=durable)
+        except OSError:
+            self.close()
+            self._lost = [b""]
+            raise
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _whole(self) -> bool:
+        """Whether the file ends where its last good line does, so that appending is safe."""
+        try:
+            size = self._path.stat().st_size
+        except FileNotFoundError:
+            return True
+        return size == sum(len(line) for line in _good_lines(self._path))
+
+    def _rewrite(self, lines: list[bytes]) -> None:
+        self.close()
+        kept = list(_good_lines(self._path))
+        # What the failed write did bring to disk is among the good lines; asking for it again would double it.
+        known = set(kept)
+        files.write_atomically(self._path, b"".join(kept + [line for line in lines if line not in known]))
+        self._lost = []
+
+
+def read_journal(path: Path) -> list[Record]:
+    """The records that read well, in order; none when there is no file."""
+    return [json.loads(line[9:]) for line in _good_lines(path)]
+
+
+def _line(record: Record) -> bytes:
+    body = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _good_lines(path: Path) -> Iterable[bytes]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n") or line[8:9] != b" ":
+            return
+        try:
+            expected = int(line[:8], 16)
+        except ValueError:
+            return
+        if zlib.crc32(line[9:-1]) != expected:
+            return
+        yield line
