@@ -343,7 +343,7 @@ class _Collector:
     def add_override(self, override: str, cwd: Path) -> None:
         """One TABLE.KEY=VALUE. VALUE is TOML, or else a bare string; TABLE.KEY.NAME=VALUE sets one entry of a table
         such as pool.per_gpu."""
-        origin = f"--set {_shown(override).strip('"')}"
+        origin = f"--set {_escaped(override)}"
         name, equals, text = override.partition("=")
         table, *rest = name.strip().split(".", 2)
         if not equals or not rest or not all((table, *rest)):
@@ -621,9 +621,14 @@ def _form(model: type[Table], key: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as TOML would have it, on one line and not too long."""
-    text = (
-        str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str | Path) else str(value)
-    )
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    """A value about as TOML would have it, on one line and not too long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = _escaped(str(value))
+    if isinstance(value, str | Path):
+        text = f'"{text}"'
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
