@@ -1,0 +1,307 @@
+"""A claimed job between its claim and its manifest: what is known of every segment, and its folder in state/.
+
+The folder is made whole under a hidden name and renamed into place, so a job is either accepted or still lies in the
+inbox's claimed folder and is taken again. From then on the journal says what has happened; ``LiveJob.open`` reads
+both, and everything else here is data that the journal could give back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from daemon import files
+from daemon.core.events import SegmentSpec
+from daemon.core.job import Job, Limits, Segment
+from daemon.core.job_parser import parse_job
+from daemon.journal import Journal, Record, read_journal
+
+SegmentStatus = Literal["waiting", "ok", "failed", "skipped", "cancelled"]
+JobStatus = Literal["done", "partial", "failed", "cancelled"]
+
+COST_OF_A_SEGMENT = 20.0
+"""Characters of text that a segment's fixed work (prompt, codec, files) is worth in the scheduler's costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """The engine as its workers report it: part of what shapes the audio."""
+
+    name: str
+    version: str
+    model: str
+    precision: str
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceReference:
+    """A reference as snapshot: a file in the job's folder, by content."""
+
+    file: str
+    kind: str
+    sha256: str
+    text: str
+
+
+@dataclass(slots=True)
+class LiveSegment:
+    """One segment and what has come of it so far. ``published``: its file is in the outbox."""
+
+    segment: Segment
+    status: SegmentStatus = "waiting"
+    attempts: int = 0
+    tries: int = 0
+    suspect: bool = False
+    begun: bool = False
+    key: str | None = None
+    seed: int | None = None
+    cached: bool = False
+    published: bool = False
+    frames: int = 0
+    sample_rate: int = 0
+    sha256: str | None = None
+    truncated: bool = False
+    worker: int | None = None
+    device: str | None = None
+    generate_s: float | None = None
+    seeds: tuple[int, ...] = ()
+    flaws: tuple[str, ...] = ()
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def duration_s(self) -> float | None:
+        return self.frames / self.sample_rate if self.status == "ok" and self.sample_rate else None
+
+    @property
+    def cost(self) -> float:
+        return COST_OF_A_SEGMENT + len(self.segment.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job file taken from the inbox: its token (our name for it), the claimed file, when it was received (Unix)."""
+
+    token: str
+    file: Path
+    received_at: float
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+
+def new_token() -> str:
+    """Sorts by time of claim, and is never given twice."""
+    return f"{time.time_ns():020d}-{os.urandom(4).hex()}"
+
+
+def received_at(token: str) -> float:
+    """When a token was made, as Unix time in seconds."""
+    return int(token.split("-", 1)[0]) / 1e9
+
+
+@dataclass
+class LiveJob:
+    """See the module's text. ``position`` is a segment's place in ``job.segments``."""
+
+    token: str
+    folder: Path
+    name: str
+    job: Job
+    document: bytes
+    voices: dict[str, tuple[VoiceReference, ...]]
+    journal: Journal
+    segments: list[LiveSegment]
+    received_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    cancelled: bool = False
+    taken: bool = False
+    """Its outbox folder has been made, and an earlier manifest moved aside."""
+    ended: bool = False
+    """Its manifest is in the outbox; only its traces are left to remove."""
+    engine: EngineIdentity | None = None
+    note: str | None = None
+    ignored: list[str] = field(default_factory=list)
+
+    # --- making and opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: Path, limits: Limits) -> LiveJob:
+        """Read an accepted job back from its folder; how far it had come is in its journal.
+
+        Raises:
+            OSError, ValueError, JobRejected: the folder is not whole.
+        """
+        document = (folder / "job.json").read_bytes()
+        about = json.loads((folder / "about.json").read_bytes())
+        job = parse_job(document, stem=Path(about["name"]).stem, limits=limits)
+        live = cls(
+            token=folder.name,
+            folder=folder,
+            name=about["name"],
+            job=job,
+            document=document,
+            voices={
+                speaker: tuple(VoiceReference(**reference) for reference in references)
+                for speaker, references in about["voices"].items()
+            },
+            journal=Journal(folder / "journal.jsonl"),
+            segments=[LiveSegment(segment) for segment in job.segments],
+            received_at=received_at(folder.name),
+            ignored=list(job.ignored),
+        )
+        for record in read_journal(folder / "journal.jsonl"):
+            live._replay(record)
+        for segment in live.segments:
+            if segment.begun and segment.status == "waiting":
+                segment.suspect = True
+        return live
+
+    @property
+    def job_id(self) -> str:
+        return self.job.job_id
+
+    @property
+    def segments_folder(self) -> Path:
+        return self.folder / "segments"
+
+    def stored_file(self, position: int) -> Path:
+        """Where the finished file lies until it is published."""
+        return self.segments_folder / f"{position}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        return ".wav" if self.job.task == "speak" else ".npy"
+
+    # --- what the core is told ------------------------------------------------------------------------------
+
+    def waiting(self) -> tuple[SegmentSpec, ...]:
+        """The segments that are still to be spoken, as the core takes them."""
+        return tuple(
+            SegmentSpec(
+                position=position,
+                speaker=live.segment.speaker,
+                cost=live.cost,
+                attempts=live.attempts,
+                tries=live.tries,
+                suspect=live.suspect,
+            )
+            for position, live in enumerate(self.segments)
+            if live.status == "waiting"
+        )
+
+    # --- what has come of it --------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """ok, cached, failed, skipped, cancelled, running and total; cached are among the ok."""
+        by_status = Counter(segment.status for segment in self.segments)
+        return {
+            "ok": by_status["ok"],
+            "cached": sum(segment.cached for segment in self.segments),
+            "failed": by_status["failed"],
+            "skipped": by_status["skipped"],
+            "cancelled": by_status["cancelled"],
+            "running": sum(segment.begun and segment.status == "waiting" for segment in self.segments),
+            "total": len(self.segments),
+        }
+
+    def status(self) -> JobStatus:
+        """How the job ended, once every segment has: done when none failed, failed when none is ok."""
+        counts = self.counts()
+        if self.cancelled:
+            return "cancelled"
+        if counts["failed"] == 0:
+            return "done"
+        return "partial" if counts["ok"] else "failed"
+
+    def audio_s(self) -> float:
+        return sum(segment.duration_s or 0.0 for segment in self.segments)
+
+    def unpublished(self) -> Iterator[int]:
+        """Positions of finished files that are not in the outbox yet."""
+        return (p for p, segment in enumerate(self.segments) if segment.status == "ok" and not segment.published)
+
+    # --- the journal ----------------------------------------------------------------------------------------
+
+    def _replay(self, record: Record) -> None:
+        kind = record["t"]
+        if kind == "taken":
+            self.taken, self.started_at = True, record["at"]
+        elif kind == "cancel":
+            self.cancelled = True
+        elif kind == "end":
+            self.ended, self.ended_at = True, record["at"]
+        elif kind == "stop":
+            for segment in self.segments:
+                segment.begun = False
+        elif kind == "ignored":
+            self.ignored += record["paths"]
+        else:
+            self._replay_segment(kind, self.segments[record["p"]], record)
+
+    def _replay_segment(self, kind: str, segment: LiveSegment, record: Record) -> None:
+        if kind == "began":
+            segment.attempts += 1
+            segment.begun = True
+        elif kind == "back":
+            segment.begun = False
+            segment.tries = record.get("tries", segment.tries)
+        elif kind == "suspect":
+            segment.begun, segment.suspect = False, True
+        elif kind == "try":
+            segment.tries = record["tries"]
+        elif kind == "ok":
+            segment.status = "ok"
+            for name in SPOKEN_FIELDS:
+                value = record[name]
+                setattr(segment, name, tuple(value) if isinstance(value, list) else value)
+        elif kind in ("failed", "skipped", "cancelled"):
+            segment.status = kind  # type: ignore[assignment]  # one of the three just named
+            for name in ("attempts", "worker", "code", "message"):
+                setattr(segment, name, record.get(name, getattr(segment, name)))
+
+
+SPOKEN_FIELDS = (
+    "key", "seed", "cached", "frames", "sample_rate", "sha256", "truncated", "attempts",
+    "worker", "device", "generate_s", "seeds", "flaws",
+)  # fmt: skip
+"""What the journal keeps of a finished segment, besides its position."""
+
+
+def spoken_record(position: int, segment: LiveSegment) -> Record:
+    """The journal's record of a finished segment."""
+    values: dict[str, Any] = {name: getattr(segment, name) for name in SPOKEN_FIELDS}
+    return {"t": "ok", "p": position, **values}
+
+
+def build_folder(
+    state_jobs: Path, token: str, name: str, document: bytes, voices: dict[str, tuple[VoiceReference, ...]], staged: Path
+) -> Path:
+    """Make the accepted job's folder out of ``staged``, a hidden folder that already holds ``references/``; durable
+    when this returns."""
+    files.make_folder(staged / "segments")
+    files.write_atomically(staged / "job.json", document)
+    about = {
+        "name": name,
+        "voices": {
+            speaker: [
+                {"file": reference.file, "kind": reference.kind, "sha256": reference.sha256, "text": reference.text}
+                for reference in references
+            ]
+            for speaker, references in voices.items()
+        },
+    }
+    files.write_atomically(staged / "about.json", json.dumps(about, ensure_ascii=True).encode("ascii"))
+    folder = state_jobs / token
+    files.rename(staged, folder)
+    files.fsync_folder(state_jobs)
+    return folder
