@@ -1,0 +1,197 @@
+"""What other programs read: the job's folder in the outbox, its progress, its manifest.
+
+Everything appears whole under its name, and manifest.json last of all. The functions here run in threads and may be
+repeated; a share that has gone away raises OSError, and the same call is made again when it may be back.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from daemon import files
+from daemon.live_job import LiveJob, LiveSegment
+
+SCHEMA = 1
+
+
+class OutboxConflict(Exception):
+    """The name of the job's folder in the outbox is taken by something that is not a folder of ours."""
+
+
+def published_name(job: LiveJob, position: int) -> str:
+    """The name of a segment's file in the job's folder."""
+    return f"segment_{job.segments[position].segment.index:04d}{job.suffix}"
+
+
+def take(outbox: Path, job: LiveJob) -> Path:
+    """Make the job's folder, move an earlier manifest aside, write what was asked.
+
+    Raises:
+        OutboxConflict: something else has that name.
+    """
+    folder = outbox / job.job_id
+    files.make_folder(outbox)
+    try:
+        os.mkdir(folder, files.FOLDER_MODE)
+        files.fsync_folder(outbox)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            raise OutboxConflict(f"{folder} exists and is not a folder; move it away or choose another job_id") from None
+    files.remove_leftovers(folder)
+    manifest = folder / "manifest.json"
+    if not job.taken and os.path.lexists(manifest):
+        number = 1
+        while True:
+            try:
+                files.rename_new(manifest, folder / f"manifest.{number}.json")
+                break
+            except FileExistsError:
+                number += 1
+    files.write_atomically(folder / "job.json", job.document)
+    return folder
+
+
+def case_twin(outbox: Path, job_id: str, folded: str, fold: Any) -> str | None:
+    """The name of a folder in the outbox that differs from ``job_id`` in case only (``fold`` maps an id to what must be
+    unique), or None. On Windows and macOS, the two would be one folder."""
+    try:
+        with os.scandir(outbox) as entries:
+            names = [entry.name for entry in entries]
+    except FileNotFoundError:
+        return None
+    if job_id in names:
+        return None
+    return next((name for name in names if fold(name) == folded), None)
+
+
+def publish(folder: Path, job: LiveJob, positions: Sequence[int]) -> None:
+    """Move finished files into the job's folder. A file that is there already, moved before a crash, is fine.
+
+    Raises:
+        OSError: some are not there yet; call again.
+        FileNotFoundError: a stored file is gone and what lies in the outbox is not it.
+    """
+    for position in positions:
+        source = job.stored_file(position)
+        target = folder / published_name(job, position)
+        try:
+            files.move(source, target)
+        except FileNotFoundError:
+            if not folder.is_dir():
+                raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
+            raise
+        job.segments[position].published = True
+    files.fsync_folder(folder)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """A JSON file for other programs: UTF-8 as it is, a line feed at the end."""
+    data = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode("utf-8", "backslashreplace")
+    files.write_atomically(path, data + b"\n", durable=durable)
+
+
+def manifest(job: LiveJob) -> dict[str, Any]:
+    """The manifest of a job whose segments have all ended."""
+    counts = job.counts()
+    del counts["running"]
+    assert job.started_at is not None and job.ended_at is not None
+    wall_s = max(job.ended_at - job.started_at, 0.0)
+    audio_s = job.audio_s()
+    engine = job.engine
+    return {
+        "schema": SCHEMA,
+        "job_id": job.job_id,
+        "status": job.status(),
+        "counts": counts,
+        "engine": {
+            "name": engine.name if engine else None,
+            "model": engine.model if engine else None,
+            "version": engine.version if engine else None,
+        },
+        "timings": {
+            "received_at": round(job.received_at, 3),
+            "started_at": round(job.started_at, 3),
+            "ended_at": round(job.ended_at, 3),
+            "wall_s": round(wall_s, 3),
+            "audio_s": round(audio_s, 3),
+            "xrt": round(audio_s / wall_s, 2) if wall_s > 0 else None,
+        },
+        "ignored": job.ignored,
+        "segments": [_manifest_segment(job, position) for position in range(len(job.segments))],
+    }
+
+
+def _manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
+    live = job.segments[position]
+    spoken = live.status == "ok"
+    duration = live.duration_s if job.job.task == "speak" else None
+    slot = live.segment.slot_s
+    entry: dict[str, Any] = {
+        "index": live.segment.index,
+        "speaker": live.segment.speaker,
+        "text": live.segment.text,
+        "status": live.status,
+        "cached": live.cached,
+        "file": published_name(job, position) if spoken else None,
+        "duration_s": None if duration is None else round(duration, 6),
+        "slot_s": None if slot is None else round(slot, 6),
+        "overrun_s": None if duration is None or slot is None else round(max(0.0, duration - slot), 6),
+        "sample_rate": live.sample_rate if duration is not None else None,
+        "seed": live.seed if spoken else live.segment.seed,
+        "attempts": live.attempts,
+        "truncated": live.truncated,
+        "sha256": live.sha256,
+        "worker": live.worker,
+        "device": live.device,
+        "generate_s": live.generate_s,
+        "error": _error(live),
+    }
+    if live.flaws:
+        entry["flaws"] = list(live.flaws)
+    if len(live.seeds) > 1:
+        entry["seeds"] = list(live.seeds)
+    return entry
+
+
+def _error(live: LiveSegment) -> dict[str, str] | None:
+    if live.status != "failed":
+        return None
+    return {"code": live.code or "unknown", "message": live.message or "no reason was given"}
+
+
+def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s: float | None) -> dict[str, Any]:
+    """What progress.json says; ``now`` is Unix time."""
+    counts = job.counts()
+    ended = counts["ok"] + counts["failed"] + counts["skipped"] + counts["cancelled"]
+    all_ended = ended == counts["total"]
+    speakers = {speaker.id: {"id": speaker.id, "total": 0, "ended": 0} for speaker in job.job.speakers}
+    for live in job.segments:
+        row: dict[str, Any] = speakers[live.segment.speaker]
+        row["total"] += 1
+        row["ended"] += live.status != "waiting"
+    status: str = "queued" if job.started_at is None or job.engine is None else "running"
+    if job.ended_at is not None:
+        status = job.status()
+    elif all_ended:
+        status = "publishing"
+    return {
+        "schema": SCHEMA,
+        "job_id": job.job_id,
+        "status": status,
+        "counts": counts,
+        "fraction": round(ended / counts["total"], 4) if counts["total"] else 1.0,
+        "received_at": round(job.received_at, 3),
+        "started_at": None if job.started_at is None else round(job.started_at, 3),
+        "updated_at": round(now, 3),
+        "eta_s": None if eta_s is None else round(eta_s, 1),
+        "audio_s": round(job.audio_s(), 3),
+        "speakers": list(speakers.values()),
+        "workers": list(workers),
+        "note": job.note,
+    }

@@ -1,0 +1,424 @@
+"""The pool: carries out the core's commands on real workers, and tells the core what became of them.
+
+``apply`` is the one way into the core. It is synchronous and never waits, so events are handled one after the other in
+the order they came; what takes time (writing a frame, recording a try, storing a file) happens in tasks, which come
+back with an event of their own. A message from a worker is believed only as far as it fits what that worker was given:
+its ticket must be out, at that worker, in that generation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import anyio.abc
+import structlog
+
+from daemon.config import Settings
+from daemon.core import events
+from daemon.core.core import Core
+from daemon.core.events import Command, Dispatch, Event
+from daemon.live_job import EngineIdentity
+from daemon.worker_process import Transport
+from workers.protocol import PROTOCOL_VERSION, Message
+
+log = structlog.get_logger("dubd.pool")
+
+DISK_FULL = "disk_full"
+"""A worker could not write its file for want of space: nobody's fault, the segment is given back."""
+
+_LONGEST_SLEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A dispatch that is out: what it was for, and where its file is to be."""
+
+    number: int
+    worker: int
+    generation: int
+    job: str
+    position: int
+    attempt: int
+    file: Path
+    began_at: float | None = None
+
+
+class PoolHost(Protocol):
+    """What the pool needs of the rest of the daemon."""
+
+    def speak_message(self, ticket: int, job: str, position: int) -> tuple[Message, Path]:
+        """The frame that asks for this segment, and the file it will be written to."""
+
+    async def record_try(self, job: str, position: int, tries: int) -> None:
+        """Record durably that a try is about to be made. May raise OSError."""
+
+    def began(self, job: str, position: int, worker: int) -> None: ...
+
+    def given_back(self, job: str, position: int) -> None: ...
+
+    def suspected(self, job: str, position: int) -> None: ...
+
+    def delivered(self, ticket: Ticket, message: Message, device: str) -> None: ...
+
+    def segment_ended(self, ended: events.SegmentEnded) -> None: ...
+
+    def job_ended(self, job: str) -> None: ...
+
+    def disk_full(self, reason: str) -> None: ...
+
+    def engine_known(self, identity: EngineIdentity) -> None: ...
+
+
+@dataclass(slots=True)
+class Handle:
+    """A worker process of one generation, as far as the shell knows it."""
+
+    worker: int
+    generation: int
+    gpu: int | None
+    device: str
+    transport: Transport
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+    engine: str = ""
+    ready: bool = False
+    failure: str | None = None
+    kill_reason: str | None = None
+    activity: str = "starting"
+    memory_bytes: int = 0
+    job: str | None = None
+    speaker: str | None = None
+
+
+class Pool:
+    """``make_transport(worker, gpu)`` gives a transport that has not been started and the device it is pinned to."""
+
+    def __init__(
+        self,
+        core: Core,
+        host: PoolHost,
+        make_transport: Callable[[int, int | None], tuple[Transport, str]],
+        hello: Callable[[int, str], Message],
+        settings: Settings,
+    ) -> None:
+        self._core = core
+        self._host = host
+        self._make_transport = make_transport
+        self._hello = hello
+        self._settings = settings
+        self._handles: dict[int, Handle] = {}
+        self._events: deque[Event] = deque()
+        self._applying = False
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._oddities = 0
+        self.identity: EngineIdentity | None = None
+        self.spoken = 0
+
+    # --- the way into the core ------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Tell the core, and do what it says. Called while an earlier event is being handled, the new one waits."""
+        self._events.append(event)
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._events:
+                for command in self._core.handle(self._events.popleft()):
+                    self._carry_out(command)
+        finally:
+            self._applying = False
+        if self._core.oddities != self._oddities:
+            log.warning("a worker answered for a segment it did not hold", times=self._core.oddities - self._oddities)
+            self._oddities = self._core.oddities
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Hold the workers until cancelled; then every worker is killed before this returns."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            task_status.started()
+            while True:
+                now = anyio.current_time()
+                deadline = self._core.next_deadline()
+                wait = _LONGEST_SLEEP_S if deadline is None else min(max(deadline - now, 0.005), _LONGEST_SLEEP_S)
+                await anyio.sleep(wait)
+                deadline = self._core.next_deadline()
+                if deadline is not None and deadline <= anyio.current_time():
+                    self.apply(events.Tick(anyio.current_time()))
+
+    # --- what people and status.json see --------------------------------------------------------------------
+
+    @property
+    def pids(self) -> set[int]:
+        return {handle.transport.pid for handle in self._handles.values() if handle.transport.pid is not None}
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def holding(self) -> int:
+        """How many segments are out at workers."""
+        return sum(len(handle.tickets) for handle in self._handles.values())
+
+    def busy_jobs(self) -> Mapping[str, int]:
+        """How many segments of each job have begun."""
+        counts: dict[str, int] = {}
+        for handle in self._handles.values():
+            for ticket in handle.tickets.values():
+                if ticket.began_at is not None:
+                    counts[ticket.job] = counts.get(ticket.job, 0) + 1
+        return counts
+
+    def worker_rows(self) -> list[dict[str, Any]]:
+        """``workers`` of status.json."""
+        rows = []
+        for view in self._core.worker_views():
+            handle = self._handles.get(view.worker)
+            alive = handle is not None and handle.transport.pid is not None
+            rows.append(
+                {
+                    "worker": view.worker,
+                    "gpu": view.gpu,
+                    "device": handle.device if handle else None,
+                    "pid": handle.transport.pid if handle and alive else None,
+                    "engine": self._settings.engine.name,
+                    "state": view.state,
+                    "loads": view.loads,
+                    "restarts": view.restarts,
+                    "slots": view.slots,
+                    "in_flight": view.in_flight,
+                    "spoken": view.spoken,
+                    "activity": handle.activity if handle and view.in_flight or view.state == "starting" and handle
+                    else view.state,
+                    "job": handle.job if handle and handle.tickets else None,
+                    "speaker": handle.speaker if handle and handle.tickets else None,
+                    "memory_bytes": handle.memory_bytes if handle else 0,
+                    "error": view.error,
+                }
+            )
+        return rows
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case events.Dispatch():
+                self._dispatch(command)
+            case events.SegmentEnded():
+                self._host.segment_ended(command)
+            case events.JobEnded(job):
+                self._host.job_ended(job)
+            case events.Suspected(job, position):
+                self._host.suspected(job, position)
+            case events.Recall(worker, generation, ticket):
+                handle = self._handle(worker, generation)
+                if handle is not None:
+                    handle.transport.send({"type": "cancel", "ticket": ticket})
+            case events.StartWorker(worker, generation, gpu):
+                assert self._tasks is not None
+                self._tasks.start_soon(self._run_worker, worker, generation, gpu, name=f"worker {worker}")
+            case events.StopWorker(worker, generation):
+                handle = self._handle(worker, generation)
+                if handle is not None:
+                    assert self._tasks is not None
+                    log.info("stopping worker", worker=worker)
+                    self._tasks.start_soon(self._stop_worker, handle)
+            case events.KillWorker(worker, generation, reason):
+                handle = self._handle(worker, generation)
+                if handle is not None:
+                    self._kill(handle, reason)
+
+    def _handle(self, worker: int, generation: int) -> Handle | None:
+        handle = self._handles.get(worker)
+        return handle if handle is not None and handle.generation == generation else None
+
+    def _kill(self, handle: Handle, reason: str) -> None:
+        if handle.kill_reason is None:
+            handle.kill_reason = reason
+            log.warning("killing worker", worker=handle.worker, pid=handle.transport.pid, reason=reason)
+        handle.transport.kill()
+
+    async def _stop_worker(self, handle: Handle) -> None:
+        handle.transport.send({"type": "stop"})
+        handle.transport.finish()
+        await anyio.sleep(self._settings.worker.stop_grace_s)
+        if self._handles.get(handle.worker) is handle:
+            self._kill(handle, f"it did not stop within {self._settings.worker.stop_grace_s:g} s")
+
+    def _dispatch(self, command: Dispatch) -> None:
+        handle = self._handle(command.worker, command.generation)
+        if handle is None:
+            return  # its WorkerGone is on its way, and gives the segment back
+        if command.alone:
+            assert self._tasks is not None
+            self._tasks.start_soon(self._dispatch_alone, handle, command)
+        else:
+            self._send(handle, command)
+
+    async def _dispatch_alone(self, handle: Handle, command: Dispatch) -> None:
+        try:
+            await self._host.record_try(command.job, command.position, command.tries)
+        except OSError as error:
+            self._host.disk_full(f"a try could not be recorded: {error}")
+            self.apply(
+                events.SegmentReleased(
+                    anyio.current_time(), command.worker, command.generation, command.ticket, began=False
+                )
+            )
+            return
+        if self._handle(command.worker, command.generation) is handle:
+            self._send(handle, command)
+
+    def _send(self, handle: Handle, command: Dispatch) -> None:
+        message, file = self._host.speak_message(command.ticket, command.job, command.position)
+        handle.tickets[command.ticket] = Ticket(
+            command.ticket, handle.worker, handle.generation, command.job, command.position, command.attempt, file
+        )
+        handle.transport.send(message)
+
+    # --- workers --------------------------------------------------------------------------------------------
+
+    async def _run_worker(self, worker: int, generation: int, gpu: int | None) -> None:
+        transport, device = self._make_transport(worker, gpu)
+        handle = Handle(worker, generation, gpu, device, transport, engine=self._settings.engine.name)
+        self._handles[worker] = handle
+        log.info("loading worker", worker=worker, gpu=gpu, device=device, engine=handle.engine)
+        transport.send(self._hello(worker, device))
+        reason = "stopped with the daemon"
+        try:
+            reason = await transport.run(
+                lambda message: self._on_message(handle, message), lambda line: self._on_line(handle, line)
+            )
+        finally:
+            if self._handles.get(worker) is handle:
+                del self._handles[worker]
+            for ticket in handle.tickets.values():
+                # Nobody will finish it; the name is used by no other dispatch.
+                ticket.file.unlink(missing_ok=True)
+        reason = handle.failure or handle.kill_reason or reason
+        log.info("worker has ended", worker=worker, reason=reason)
+        self.apply(events.WorkerGone(anyio.current_time(), worker, generation, reason))
+
+    def _on_line(self, handle: Handle, line: str) -> None:
+        log.info("worker says", worker=handle.worker, pid=handle.transport.pid, line=line)
+
+    def _on_message(self, handle: Handle, message: Message) -> None:
+        if handle.kill_reason is not None:
+            return
+        try:
+            self._understand(handle, message)
+        except (KeyError, TypeError, ValueError) as error:
+            self._kill(handle, f"broke the protocol: its {message['type']!r} message is wrong: {error!r}")
+
+    def _understand(self, handle: Handle, message: Message) -> None:
+        now = anyio.current_time()
+        worker, generation = handle.worker, handle.generation
+        match message["type"]:
+            case "beat":
+                handle.activity = str(message.get("activity", ""))[:200]
+                handle.memory_bytes = _whole(message, "memory_bytes", 0)
+                self.apply(events.WorkerBeat(now, worker, generation))
+            case "began":
+                ticket = handle.tickets.get(_whole(message, "ticket"))
+                if ticket is not None and ticket.began_at is None:
+                    handle.tickets[ticket.number] = Ticket(
+                        ticket.number, worker, generation, ticket.job, ticket.position, ticket.attempt, ticket.file, now
+                    )
+                    self._host.began(ticket.job, ticket.position, worker)
+                    handle.job = ticket.job
+                self.apply(events.SegmentBegan(now, worker, generation, _whole(message, "ticket")))
+            case "spoken" | "encoded":
+                number = _whole(message, "ticket")
+                ticket = handle.tickets.get(number)
+                if ticket is not None:
+                    self._host.delivered(ticket, message, handle.device)
+                    del handle.tickets[number]
+                    self.spoken += 1
+                self.apply(events.SegmentDelivered(now, worker, generation, number))
+            case "failed" if message.get("ticket") is None:
+                handle.failure = f"{message['code']}: {message['message']}"
+                log.error("worker could not load", worker=worker, code=message["code"], message=message["message"])
+            case "failed":
+                self._failed(handle, message, now)
+            case "cancelled":
+                number = _whole(message, "ticket")
+                ticket = handle.tickets.pop(number, None)
+                if ticket is not None:
+                    self._host.given_back(ticket.job, ticket.position)
+                began = bool(message.get("began", False))
+                self.apply(events.SegmentReleased(now, worker, generation, number, began))
+            case "hello":
+                if message.get("protocol") != PROTOCOL_VERSION:
+                    handle.failure = (
+                        f"wrong_protocol: it speaks version {message.get('protocol')} of the protocol, "
+                        f"the daemon {PROTOCOL_VERSION}: update the code of one of them"
+                    )
+                    self._kill(handle, handle.failure)
+            case "ready":
+                self._ready(handle, message, now)
+            case other:
+                raise ValueError(f"no such message: {other!r}")
+
+    def _ready(self, handle: Handle, message: Message, now: float) -> None:
+        slots = _whole(message, "slots")
+        if slots < 1:
+            raise ValueError(f"{slots} slots")
+        identity = EngineIdentity(
+            name=str(message["engine"]),
+            version=str(message["engine_version"]),
+            model=str(message["model"]),
+            precision=str(message.get("precision", self._settings.engine.precision)),
+            ignored=tuple(str(name) for name in message.get("ignored", ())),
+        )
+        handle.ready = True
+        handle.activity = "ready"
+        handle.device = str(message.get("device", handle.device))
+        if self.identity is not None and self.identity != identity:
+            log.warning("the engine has changed", before=self.identity.model, now=identity.model)
+        self.identity = identity
+        log.info(
+            "worker has loaded", worker=handle.worker, device=handle.device, slots=slots, load_s=message.get("load_s")
+        )
+        self._host.engine_known(identity)
+        self.apply(events.WorkerReady(now, handle.worker, handle.generation, slots))
+
+    def _failed(self, handle: Handle, message: Message, now: float) -> None:
+        number = _whole(message, "ticket")
+        code, text = str(message["code"]), str(message["message"])[:2000]
+        ticket = handle.tickets.pop(number, None)
+        if ticket is not None:
+            ticket.file.unlink(missing_ok=True)
+            self._host.given_back(ticket.job, ticket.position)
+            log.warning("segment failed", worker=handle.worker, position=ticket.position, code=code, message=text)
+        if code == DISK_FULL:
+            self._host.disk_full(text)
+            self.apply(events.SegmentReleased(now, handle.worker, handle.generation, number, began=True))
+            return
+        slots = message.get("slots")
+        self.apply(
+            events.SegmentFailed(
+                now,
+                handle.worker,
+                handle.generation,
+                number,
+                code,
+                text,
+                retryable=bool(message.get("retryable", False)),
+                slots=None if slots is None else _whole(message, "slots"),
+            )
+        )
+
+
+def _whole(message: Message, name: str, default: int | None = None) -> int:
+    value = message.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is no whole number")
+    return value

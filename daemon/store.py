@@ -1,0 +1,164 @@
+"""From a worker's "spoken" to a segment that survives everything: checked, synced, renamed, journalled.
+
+Many segments at once, because the disk's price is for the sync and not for the segment: each file is synced, then the
+folders and journals once. Runs in a thread. Every step may be repeated: a delivery remembers how far it has come, so
+that after a full disk the same batch is simply stored again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from daemon import files
+from daemon.live_job import LiveJob, LiveSegment, spoken_record
+
+MAX_FILE_BYTES = 1 << 30
+"""Largest WAV that a worker may hand over; an hour of 44.1 kHz 32-bit mono is 0.6 GB."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A file that a worker says it has finished, with what it said of it."""
+
+    job: LiveJob
+    position: int
+    file: Path
+    frames: int
+    sample_rate: int
+    seed: int
+    truncated: bool
+    generate_s: float
+    worker: int
+    device: str
+    attempts: int
+    key: str | None
+    seeds: tuple[int, ...] = ()
+    flaws: tuple[str, ...] = ()
+    cached: bool = False
+    sha256: str | None = None
+    """Set once the file has been checked and lies under its lasting name."""
+    recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """A delivery whose file is not what the worker said."""
+
+    delivery: Delivery
+    code: str
+    message: str
+
+
+def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
+    """Store them all, and mark their segments; the ones that are not what they should be come back.
+
+    Raises:
+        OSError: the disk did not take it (full, failing); call again with the same deliveries later.
+    """
+    spoilt: list[Spoilt] = []
+    by_job: dict[str, list[Delivery]] = defaultdict(list)
+    for delivery in deliveries:
+        if delivery.sha256 is None:
+            try:
+                content = _checked_content(delivery)
+            except _Bad as bad:
+                files.remove(delivery.file)
+                spoilt.append(Spoilt(delivery, bad.code, str(bad)))
+                continue
+            files.fsync_file(delivery.file)
+            files.rename(delivery.file, delivery.job.stored_file(delivery.position))
+            delivery.sha256 = hashlib.sha256(content).hexdigest()
+        by_job[delivery.job.token].append(delivery)
+    for group in by_job.values():
+        fresh = [delivery for delivery in group if not delivery.recorded]
+        if not fresh:
+            continue
+        job = fresh[0].job
+        files.fsync_folder(job.segments_folder)
+        records = [spoken_record(delivery.position, _as_segment(delivery)) for delivery in fresh]
+        job.journal.append(records)
+        for delivery in fresh:
+            delivery.recorded = True
+            job.segments[delivery.position] = _as_segment(delivery)
+    return spoilt
+
+
+def _as_segment(delivery: Delivery) -> LiveSegment:
+    before = delivery.job.segments[delivery.position]
+    return LiveSegment(
+        segment=before.segment,
+        status="ok",
+        attempts=delivery.attempts,
+        tries=before.tries,
+        key=delivery.key,
+        seed=delivery.seed,
+        cached=delivery.cached,
+        frames=delivery.frames,
+        sample_rate=delivery.sample_rate,
+        sha256=delivery.sha256,
+        truncated=delivery.truncated,
+        worker=None if delivery.cached else delivery.worker,
+        device=None if delivery.cached else delivery.device,
+        generate_s=delivery.generate_s,
+        seeds=delivery.seeds,
+        flaws=delivery.flaws,
+    )
+
+
+class _Bad(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _checked_content(delivery: Delivery) -> bytes:
+    """The file's bytes, once they are known to be what the worker announced."""
+    try:
+        descriptor = os.open(delivery.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            raise _Bad("no_audio", f"the worker said it had written the audio, but: {error.strerror}") from error
+        raise
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            raise _Bad("bad_audio", f"the worker's file is not a regular file of at most {MAX_FILE_BYTES} bytes")
+        content = file.read()
+    if delivery.job.job.task == "encode":
+        _check_codes(content, delivery.frames)
+    else:
+        _check_wav(content, delivery.frames, delivery.sample_rate)
+    return content
+
+
+def _check_wav(content: bytes, frames: int, sample_rate: int) -> None:
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as wav:
+            found = (wav.frames, wav.samplerate)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise _Bad("bad_audio", f"the worker's file can't be read as audio: {error}") from error
+    if found != (frames, sample_rate) or frames <= 0:
+        raise _Bad(
+            "bad_audio",
+            f"the worker announced {frames} samples at {sample_rate} Hz, its file holds {found[0]} at {found[1]} Hz",
+        )
+
+
+def _check_codes(content: bytes, frames: int) -> None:
+    try:
+        codes = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise _Bad("bad_codes", f"the worker's codes can't be read: {error}") from error
+    if codes.ndim != 2 or codes.shape[1] != frames or not np.issubdtype(codes.dtype, np.integer):
+        raise _Bad("bad_codes", f"the worker announced {frames} frames, its codes have shape {codes.shape}")
