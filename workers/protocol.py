@@ -6,7 +6,7 @@ output; nothing else travels there. Audio never does: it goes by file.
 
 The life of a worker, seen on the pipe (``>`` from the daemon, ``<`` from the worker)::
 
-    > hello     {protocol, worker, engine{name, checkpoint, precision, slots, reproducible, retries},
+    > hello     {protocol, worker, engine{name, checkpoint, precision, slots, reproducible, retries, options},
                  device, threads, memory_bytes, cache, beat_seconds}
     < hello     {protocol, pid, python}                       at once, before anything heavy is imported
     < ready     {engine, engine_version, model, slots, sample_rate, device, load_s, ignored}
@@ -25,7 +25,11 @@ The life of a worker, seen on the pipe (``>`` from the daemon, ``<`` from the wo
 ``voice`` is ``{id, references: [{path, kind: "audio"|"codes", sha256, text}]}``; ``parameters`` is
 ``{seed, temperature, top_p, repetition_penalty, max_new_tokens}``; ``output`` is ``{path, sample_rate,
 subtype}``. A worker answers each ticket exactly once, with ``spoken``, ``encoded``, ``failed`` or
-``cancelled``; the other side must not rely on it.
+``cancelled``; the other side must not rely on it. A worker that loses its footing (an engine that raises while
+several segments are running) answers nothing and exits: which of them was to blame is found by speaking them alone.
+
+A reader ignores fields that it does not know; a type that it does not know ends the conversation. The end of the
+worker's standard input ends the worker, at once, whatever it is doing.
 
 This module is pure: bytes in, messages out, no file and no process. Both sides import it, and the worker's
 side may run in another Python environment, so it needs the standard library alone and Python 3.10.
@@ -39,6 +43,15 @@ from collections.abc import Iterator
 from typing import Any
 
 PROTOCOL_VERSION = 1
+
+EXIT_STOPPED = 0
+"""Told to stop, or the daemon is gone."""
+EXIT_ENGINE_BROKE = 1
+"""The engine raised what it must not; the traceback is on standard error."""
+EXIT_NOT_LOADED = 3
+"""The engine could not be loaded; a ``failed`` without a ticket says why."""
+EXIT_PROTOCOL_BROKEN = 4
+"""What came from the daemon made no sense; standard error says what."""
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest body of a frame. The largest honest one, a 2,000-character text with four references of 2,000

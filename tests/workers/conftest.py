@@ -1,0 +1,188 @@
+"""Real worker processes, spoken to as the daemon does."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.protocol import PROTOCOL_VERSION, FrameDecoder, Message, encode_frame
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "workers" / "__main__.py"
+PATIENCE_S = 30.0
+"""How long a test waits for what must come; a failure takes this long, a success never does."""
+
+
+class WorkerUnderTest:
+    """A worker process and the daemon's ends of its pipes."""
+
+    def __init__(
+        self, engine: str, folder: Path, *, python: str = sys.executable, paths: tuple[Path, ...] = ()
+    ) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.stderr_path = folder / f"stderr-{time.monotonic_ns()}"
+        self._decoder = FrameDecoder()
+        self._messages: list[Message] = []
+        self._next_ticket = 0
+        arguments = [python, str(SCRIPT)]
+        for path in (ROOT / "tests" / "engines", *paths):
+            arguments += ["--path", str(path)]
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=folder
+            )
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text("utf-8", "replace")
+
+    def hello(self, *, slots: int = 0, beat_seconds: float = 60.0, options: dict[str, Any] | None = None) -> None:
+        self.send(
+            {
+                "type": "hello",
+                "protocol": PROTOCOL_VERSION,
+                "worker": 0,
+                "engine": {
+                    "name": self.engine,
+                    "checkpoint": "",
+                    "precision": "auto",
+                    "slots": slots,
+                    "reproducible": False,
+                    "retries": 2,
+                    "options": options or {},
+                },
+                "device": "cpu",
+                "threads": 1,
+                "memory_bytes": 0,
+                "cache": str(self.folder / "cache"),
+                "beat_seconds": beat_seconds,
+            }
+        )
+
+    def start(self, **settings: Any) -> Message:
+        """Shake hands; the worker's ``ready``."""
+        self.hello(**settings)
+        return self.receive("ready")
+
+    def send(self, *messages: Message) -> None:
+        self.send_bytes(b"".join(encode_frame(message) for message in messages))
+
+    def send_bytes(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def speak(
+        self,
+        text: str,
+        *,
+        language: str = "en",
+        voice: Message | None = None,
+        sample_rate: int | None = None,
+        subtype: str = "PCM_16",
+        seed: int = 1,
+    ) -> int:
+        """Send a segment; its ticket. The WAV is to come at ``wav(ticket)``."""
+        self._next_ticket += 1
+        self.send(
+            {
+                "type": "speak",
+                "ticket": self._next_ticket,
+                "text": text,
+                "language": language,
+                "voice": voice or {"id": "anna", "references": []},
+                "parameters": {
+                    "seed": seed,
+                    "temperature": 0.7,
+                    "top_p": 0.7,
+                    "repetition_penalty": 1.2,
+                    "max_new_tokens": 1024,
+                },
+                "output": {
+                    "path": str(self.wav(self._next_ticket)),
+                    "sample_rate": sample_rate,
+                    "subtype": subtype,
+                },
+            }
+        )
+        return self._next_ticket
+
+    def wav(self, ticket: int) -> Path:
+        return self.folder / f"{self.process.pid}-{ticket}.tmp"
+
+    def receive(self, *kinds: str, ticket: int | None = None) -> Message:
+        """The next message of one of these types (any, when none is named) and of this ticket (any, when None);
+        others stay for later. Fails with the worker's stderr when none comes."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            for place, message in enumerate(self._messages):
+                if (not kinds or message["type"] in kinds) and ticket in (None, message.get("ticket")):
+                    return self._messages.pop(place)
+            if not self._read_more(deadline):
+                pytest.fail(f"no {' or '.join(kinds)} came from the worker; its stderr:\n{self.stderr}")
+
+    def answer(self, ticket: int) -> Message:
+        return self.receive("spoken", "failed", "cancelled", "encoded", ticket=ticket)
+
+    def rest(self) -> list[Message]:
+        """Every message until the worker closes its output."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._read_more(deadline):
+            pass
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _read_more(self, deadline: float) -> bool:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            pytest.fail(f"the worker says nothing; its stderr:\n{self.stderr}")
+        data = os.read(descriptor, 1 << 16)
+        self._messages += self._decoder.feed(data)
+        return bool(data)
+
+    def finish(self) -> None:
+        """Close the worker's input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def wait(self) -> int:
+        """The exit status; waits for the end."""
+        return self.process.wait(PATIENCE_S)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+
+StartWorker = Callable[..., WorkerUnderTest]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers of an engine, by name; all of them are gone after the test."""
+    started: list[WorkerUnderTest] = []
+
+    def start(engine: str, **arguments: Any) -> WorkerUnderTest:
+        worker = WorkerUnderTest(engine, tmp_path, **arguments)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.end()

@@ -1,0 +1,81 @@
+"""WAV files whose bytes depend on the samples alone."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from workers.engine import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMATS = {
+    "PCM_U8": (1, 8),
+    "PCM_16": (1, 16),
+    "PCM_24": (1, 24),
+    "PCM_32": (1, 32),
+    "FLOAT": (3, 32),
+    "DOUBLE": (3, 64),
+}
+"""Subtypes, by their libsndfile names, that silence can be written in: format tag and bits a sample."""
+
+
+def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sample_rate: int, subtype: str) -> None:
+    """Write ``samples``, shape (frames,) or (frames, channels), floats in [-1, 1] (what is beyond is clipped in
+    integer subtypes) or 16-bit integers, to a WAV at ``path``. The file is closed when this returns.
+
+    Raises:
+        EngineError: ``unsupported_output``, no WAV can have this subtype; ``write_failed``, retryable, the file
+            can't be written.
+    """
+    import soundfile
+
+    if not soundfile.check_format("WAV", subtype):
+        raise EngineError("unsupported_output", f"a WAV can't have the subtype {subtype!r}; PCM_16 suits most")
+    try:
+        # A file object of ours: libsndfile sees only writes, and the operating system's error comes through.
+        with open(path, "wb+") as file:
+            soundfile.write(file, samples, sample_rate, subtype=subtype, format="WAV")
+            if subtype in ("FLOAT", "DOUBLE"):
+                _erase_peak_time(file)
+    except OSError as error:
+        raise EngineError(
+            "write_failed", f"{path} can't be written: {error.strerror or error}", retryable=True
+        ) from error
+    except soundfile.LibsndfileError as error:
+        raise EngineError("write_failed", f"{path} can't be written: {error}", retryable=True) from error
+
+
+def _erase_peak_time(file: BinaryIO) -> None:
+    """libsndfile stamps the time of writing into a PEAK chunk (version, time, then a pair a channel); equal samples
+    are to be equal files."""
+    file.seek(12)
+    while len(header := file.read(8)) == 8:
+        name, size = struct.unpack("<4sI", header)
+        if name == b"PEAK":
+            file.seek(4, 1)
+            file.write(bytes(4))
+            return
+        if name == b"data":
+            return
+        file.seek(size + size % 2, 1)
+
+
+def silent_wav(frames: int, sample_rate: int, subtype: str) -> bytes:
+    """The bytes of a mono WAV of digital silence; by the standard library alone.
+
+    Raises:
+        EngineError: ``unsupported_output``, not one of FORMATS.
+    """
+    if subtype not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise EngineError("unsupported_output", f"silence has no subtype {subtype!r}, only {known}")
+    tag, bits = FORMATS[subtype]
+    width = bits // 8
+    body = (b"\x80" if subtype == "PCM_U8" else bytes(width)) * frames
+    form: tuple[Any, ...] = (b"fmt ", 16, tag, 1, sample_rate, sample_rate * width, width, bits)
+    padding = bytes(len(body) % 2)
+    chunks = struct.pack("<4sIHHIIHH", *form) + struct.pack("<4sI", b"data", len(body)) + body + padding
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
