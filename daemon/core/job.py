@@ -27,8 +27,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
+    """A voice. ``numeric``: the job wrote its id as a number, and LocalClip's results.json gives it back as one."""
+
     id: str
     references: tuple[Reference, ...]
+    numeric: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,10 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Job:
     """What was asked. ``segments`` are in ascending order of index. ``task`` "encode": each segment
-    stands for a speaker whose reference is to be turned into codes (LocalClip's encode config), its
-    ``output_file`` the .npy that was asked for. ``results`` says in which LocalClip form results.json is written.
-    ``ignored`` names, as JSON paths with the reason, what the job says and dubd does not obey."""
+    stands for a speaker whose reference is to be turned into codes (LocalClip's encode config), its ``index`` the
+    speaker's position, its ``text`` the reference's, its ``output_file`` the .npy that was asked for. ``results``
+    says in which LocalClip form results.json is written. ``ignored`` names, as JSON paths with the reason, what the
+    job says and dubd does not obey."""
 
     job_id: str
     speakers: tuple[Speaker, ...]

@@ -1,0 +1,207 @@
+"""LocalClip's two configs, read as the job that they ask for.
+
+Generate: ``{"mode": "generate", "tasks": [{segment_index, speaker_id, target_text, npy_file, reference_text,
+output_file}]}``. The scheme has no list of speakers; a voice is the triple (speaker_id, npy_file, reference_text), and
+each distinct triple becomes a speaker of the job, in order of first appearance. The first triple of a speaker_id keeps
+that id, the following ones are called ``ID#2``, ``ID#3``.
+
+Encode: ``{"mode": "encode", "speakers": [{speaker_id, reference_audio, reference_text, output_npy}]}``; see
+``Job.task``.
+
+The scheme grew with its editor and has no fixed list of keys, so a key that is not used here is no fault; it is named
+in ``Job.ignored``. dubd's own settings (job_id, language, priority, defaults, output) are obeyed where they are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.core.fields import Fields, objects, spellings
+from daemon.core.job import Job, Limits, Reference, Segment, Speaker
+from daemon.core.job_settings import (
+    LARGEST_INDEX,
+    SETTINGS,
+    JobSettings,
+    check_count,
+    read_path,
+    read_reference_text,
+    read_settings,
+    read_speaker_id,
+)
+from daemon.core.reasons import Reasons, member, nearest, quoted
+
+_MODES = ("generate", "encode")
+_CONFIG = spellings({"mode": (), **SETTINGS, "tasks": (), "speakers": ()})
+_TASK = spellings(
+    {
+        "segment_index": ("index",),
+        "speaker_id": ("speaker",),
+        "target_text": ("text",),
+        "npy_file": (),
+        "reference_text": (),
+        "output_file": (),
+    }
+)
+_SPEAKER = spellings({"speaker_id": (), "reference_audio": (), "reference_text": (), "output_npy": ()})
+
+_WHY_IGNORED = {
+    "fish_speech_dir": "the daemon's own environment holds fish-speech (worker.python, worker.path)",
+    "checkpoint_dir": "the daemon's own engine.checkpoint is used",
+    "output_dir": "results go to the outbox, and to each output_file that lies inside paths.allowed_roots",
+}
+_MOST_IGNORED = 200
+
+
+def is_config(tree: Mapping[str, Any]) -> bool:
+    """The document is LocalClip's, not dubd's own: it says its mode."""
+    return "mode" in tree and "segments" not in tree
+
+
+def read_config(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: Reasons) -> Job:
+    """The job that the config asks for.
+
+    Raises:
+        JobRejected: with every reason, those noted in ``reasons`` before among them.
+    """
+    config = Fields(tree, "$", _CONFIG, reasons)
+    mode = config.raw("mode", required=True)
+    if mode not in _MODES:
+        near = nearest(mode, _MODES) if isinstance(mode, str) else None
+        hint = f"; did you mean {quoted(near)}?" if near else ""
+        config.refuse("mode", "bad_mode", f"mode must be 'generate' or 'encode'{hint}")
+        raise reasons.rejection()
+    settings = read_settings(config, stem=stem)
+    ignored = _Ignored()
+    ignored.note(config, "$")
+    if mode == "generate":
+        return _read_generate(config, settings, ignored, limits, reasons)
+    return _read_encode(config, settings, ignored, limits, reasons)
+
+
+def _read_generate(config: Fields, settings: JobSettings, ignored: _Ignored, limits: Limits, reasons: Reasons) -> Job:
+    items = config.items("tasks")
+    if items is not None:
+        check_count(config, "tasks", items, limits)
+    voices = _Voices()
+    segments = []
+    paths: dict[int, str] = {}
+    for task in objects(items or [], "$.tasks", _TASK, reasons):
+        ignored.note(task, "$.tasks[*]")
+        index = task.integer("segment_index", 0, LARGEST_INDEX, required=True)
+        if index is not None and (first := paths.setdefault(index, task.path)) != task.path:
+            task.refuse("segment_index", "duplicate_index", f"the index {index} is given already, in {first}")
+        speaker_id = read_speaker_id(task, "speaker_id")
+        text = task.text("target_text", limits.text_characters, required=True)
+        npy_file = read_path(task, "npy_file", required=True)
+        reference_text = read_reference_text(task, "reference_text", limits)
+        output_file = read_path(task, "output_file")
+        if index is None or speaker_id is None or text is None or npy_file is None or reference_text is None:
+            continue
+        numeric = isinstance(task.raw("speaker_id"), int)
+        speaker = voices.speaker(speaker_id, Reference(text=reference_text, codes=npy_file), numeric=numeric)
+        segments.append(Segment(index=index, speaker=speaker, text=text, output_file=output_file))
+    reasons.raise_if_any()
+    return Job(
+        job_id=settings.job_id,
+        speakers=voices.speakers(),
+        segments=tuple(sorted(segments, key=lambda segment: segment.index)),
+        language=settings.language,
+        priority=settings.priority,
+        parameters=settings.parameters,
+        output=settings.output,
+        results="generate",
+        ignored=ignored.lines(),
+    )
+
+
+def _read_encode(config: Fields, settings: JobSettings, ignored: _Ignored, limits: Limits, reasons: Reasons) -> Job:
+    items = config.items("speakers")
+    if items is not None:
+        check_count(config, "speakers", items, limits)
+    speakers: dict[str, Speaker] = {}
+    segments = []
+    paths: dict[str, str] = {}
+    for position, fields in enumerate(objects(items or [], "$.speakers", _SPEAKER, reasons)):
+        ignored.note(fields, "$.speakers[*]")
+        speaker_id = read_speaker_id(fields, "speaker_id")
+        if speaker_id is not None and (first := paths.setdefault(speaker_id, fields.path)) != fields.path:
+            message = f"the speaker {quoted(speaker_id)} is given already, in {first}"
+            fields.refuse("speaker_id", "duplicate_speaker", message)
+        audio = read_path(fields, "reference_audio", required=True)
+        text = read_reference_text(fields, "reference_text", limits)
+        output_npy = read_path(fields, "output_npy")
+        if speaker_id is None or audio is None or text is None:
+            continue
+        numeric = isinstance(fields.raw("speaker_id"), int)
+        speakers[speaker_id] = Speaker(speaker_id, (Reference(text=text, audio=audio),), numeric=numeric)
+        segments.append(Segment(index=position, speaker=speaker_id, text=text, output_file=output_npy))
+    reasons.raise_if_any()
+    return Job(
+        job_id=settings.job_id,
+        speakers=tuple(speakers.values()),
+        segments=tuple(segments),
+        language=settings.language,
+        priority=settings.priority,
+        parameters=settings.parameters,
+        output=settings.output,
+        task="encode",
+        results="encode",
+        ignored=ignored.lines(),
+    )
+
+
+class _Voices:
+    """The distinct voices of a generate config, in order of first appearance, each under an id of its own."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, Reference], str] = {}
+        self._speakers: dict[str, Speaker] = {}
+        self._voices_of: dict[str, int] = {}
+
+    def speaker(self, speaker_id: str, reference: Reference, *, numeric: bool) -> str:
+        """The id of this voice, a new one if it has not come up before."""
+        voice = (speaker_id, reference)
+        if voice not in self._ids:
+            name = self._free_name(speaker_id)
+            self._ids[voice] = name
+            self._speakers[name] = Speaker(name, (reference,), numeric=numeric)
+        return self._ids[voice]
+
+    def speakers(self) -> tuple[Speaker, ...]:
+        return tuple(self._speakers.values())
+
+    def _free_name(self, speaker_id: str) -> str:
+        while True:
+            count = self._voices_of[speaker_id] = self._voices_of.get(speaker_id, 0) + 1
+            name = speaker_id if count == 1 else f"{speaker_id}#{count}"
+            if name not in self._speakers:  # a speaker may be called "0#2" by the config itself
+                return name
+
+
+class _Ignored:
+    """Keys of the config that are not used, each once, with how often it comes up."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+        self._unlisted = 0
+
+    def note(self, fields: Fields, pattern: str) -> None:
+        """Note the unknown keys of ``fields``; ``pattern`` is the path that all objects of its kind share."""
+        for key in fields.unknown:
+            path = member(pattern, key)
+            if path not in self._counts and len(self._counts) >= _MOST_IGNORED:
+                self._unlisted += 1
+                continue
+            self._counts[path] = self._counts.get(path, 0) + 1
+            self._reasons[path] = _WHY_IGNORED.get(key, "dubd does not use this key")
+
+    def lines(self) -> tuple[str, ...]:
+        lines = [
+            f"{path}: {self._reasons[path]}" + (f" ({count} times)" if count > 1 else "")
+            for path, count in self._counts.items()
+        ]
+        if self._unlisted:
+            lines.append(f"$: {self._unlisted} more keys that dubd does not use")
+        return tuple(lines)

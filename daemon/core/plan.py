@@ -1,0 +1,184 @@
+"""Which workers run on which GPU, and which speakers go to which worker.
+
+A GPU offers the smaller of 0.9 of its memory and what other programs leave of it; a worker takes ``model_memory_gb``
+of that (GB of 1024**3 bytes, as GPUs are sold). Figures are exact fractions of the decimal numbers that people write:
+in binary floating point four workers of 5.4 GB would not fit into 21.6 GB.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from daemon.core.events import WorkerSpec
+
+Mode = Literal["auto", "multi", "single"]
+
+BYTES_PER_GB = 1024**3
+USABLE_SHARE = Fraction(9, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as NVML describes it. ``used_by_others_bytes``: what processes other than this daemon's workers hold,
+    without ``reserved_bytes``, which the driver keeps for itself and which the unusable tenth covers."""
+
+    index: int
+    name: str
+    total_bytes: int
+    used_by_others_bytes: int = 0
+    reserved_bytes: int = 0
+    uuid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A GPU's part in the plan: bytes that workers may take together, how many workers that is enough for, and how
+    many it gets."""
+
+    gpu: Gpu
+    available_bytes: int
+    fits: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``workers`` are numbered from 0, GPU by GPU. ``notes`` tell how it came about, in the words that people who set
+    FISH_MODEL_MEMORY_GB look for in the log; ``warnings`` tell what was probably not wanted."""
+
+    workers: tuple[WorkerSpec, ...]
+    per_gpu: tuple[GpuShare, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_workers(
+    gpus: Sequence[Gpu],
+    *,
+    mode: Mode = "auto",
+    model_memory_gb: float = 8.0,
+    workers_override: int = 0,
+    per_gpu: Mapping[int, int] | None = None,
+) -> Plan:
+    """The workers for these GPUs; never none at all.
+
+    Args:
+        gpus: those of the machine; none of them: the workers run on the CPU.
+        mode: "multi": as many as fit; "single": one, on the roomiest GPU; "auto": as "multi".
+        model_memory_gb: what one worker takes, GB.
+        workers_override: the number of workers in all, whatever fits; 0: as the mode says. They are spread over the
+            GPUs by what each has left.
+        per_gpu: the number of workers on single GPUs, by index, whatever fits; 0 keeps a GPU free. The others get
+            what the mode says, or share what is left of ``workers_override``.
+
+    Raises:
+        ValueError: ``model_memory_gb`` is not above 0, or a number of workers is below 0.
+    """
+    fixed = dict(per_gpu or {})
+    if not model_memory_gb > 0:
+        raise ValueError(f"model_memory_gb is {model_memory_gb}; it must be above 0")
+    if workers_override < 0 or any(count < 0 for count in fixed.values()):
+        raise ValueError("a number of workers can't be below 0")
+    ordered = sorted(gpus, key=lambda gpu: gpu.index)
+    per_worker = Fraction(str(model_memory_gb)) * BYTES_PER_GB
+    rooms = [_Room(gpu, _available(gpu), per_worker) for gpu in ordered]
+    warnings = [
+        f"pool.per_gpu names GPU {index}, which this machine does not have"
+        for index in sorted(fixed.keys() - {gpu.index for gpu in ordered})
+    ]
+    counts = _count(rooms, mode, workers_override, fixed, warnings)
+    shares = tuple(GpuShare(room.gpu, int(room.available), room.fits, counts[room.gpu.index]) for room in rooms)
+    warnings += [
+        f"GPU {share.gpu.index} gets {share.workers} workers; "
+        f"at {model_memory_gb:g} GB each its memory is enough for {share.fits}"
+        for share in shares
+        if share.workers > max(share.fits, 1)
+    ]
+    on_gpus = [share.gpu.index for share in shares for _ in range(share.workers)]
+    on_cpu = [None] * (max(workers_override, 1) if not on_gpus else 0)
+    workers = tuple(WorkerSpec(number, gpu) for number, gpu in enumerate([*on_gpus, *on_cpu]))
+    return Plan(workers, shares, _notes(shares, workers), tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    gpu: Gpu
+    available: Fraction
+    per_worker: Fraction
+
+    @property
+    def fits(self) -> int:
+        return int(self.available // self.per_worker)
+
+    def left(self, workers: int) -> Fraction:
+        return self.available - workers * self.per_worker
+
+
+def _available(gpu: Gpu) -> Fraction:
+    return max(min(USABLE_SHARE * gpu.total_bytes, Fraction(gpu.total_bytes - gpu.used_by_others_bytes)), Fraction(0))
+
+
+def _count(
+    rooms: Sequence[_Room], mode: Mode, workers_override: int, fixed: Mapping[int, int], warnings: list[str]
+) -> Counter[int]:
+    """Workers by GPU index."""
+    counts = Counter({room.gpu.index: fixed[room.gpu.index] for room in rooms if room.gpu.index in fixed})
+    free = [room for room in rooms if room.gpu.index not in fixed]
+    if workers_override:
+        _spread(free, workers_override - counts.total(), counts)
+        if rooms and counts.total() != workers_override:
+            warnings.append(f"pool.per_gpu asks for {counts.total()} workers, pool.workers for {workers_override}")
+    elif mode == "single":
+        _spread(free, 1 - counts.total(), counts)
+    else:
+        counts.update({room.gpu.index: room.fits for room in free})
+    if not counts.total() and free:
+        roomiest = max(free, key=lambda room: room.available)
+        counts[roomiest.gpu.index] = 1
+    if not rooms:
+        warnings.append("no GPU was found: the workers run on the CPU")
+    elif not counts.total():
+        warnings.append("pool.per_gpu keeps every GPU free: the workers run on the CPU")
+    warnings += [
+        f"one worker takes {float(room.per_worker / BYTES_PER_GB):g} GB and GPU {room.gpu.index} has "
+        f"{float(room.available / BYTES_PER_GB):.2f} GB for it: it may run out of memory"
+        for room in free
+        if counts[room.gpu.index] and not room.fits
+    ]
+    return counts
+
+
+def _spread(rooms: Sequence[_Room], workers: int, counts: Counter[int]) -> None:
+    """Give so many more workers, one by one, each to the GPU that has most left (the first of equals)."""
+    for _ in range(workers if rooms else 0):
+        roomiest = max(rooms, key=lambda room: room.left(counts[room.gpu.index]))
+        counts[roomiest.gpu.index] += 1
+
+
+def _notes(shares: Sequence[GpuShare], workers: Sequence[WorkerSpec]) -> tuple[str, ...]:
+    notes = []
+    for share in shares:
+        index, total = share.gpu.index, share.gpu.total_bytes / BYTES_PER_GB
+        notes.append(f"[GPU {index}] {share.gpu.name}, Total Memory: {total:.2f} GB")
+        available = share.available_bytes / BYTES_PER_GB
+        notes.append(f"[GPU {index}] Can run {share.fits} workers (Available: {available:.2f} GB)")
+    used = [share for share in shares if share.workers]
+    where = f"across {len(used)} GPU(s)" if used else "on the CPU"
+    notes.append(f"[Main] Using {len(workers)} parallel workers {where}")
+    notes += [f"[Main] GPU {share.gpu.index}: {share.workers} workers" for share in used]
+    return tuple(notes)
+
+
+def assign_round_robin(speaker_count: int, worker_count: int) -> list[list[int]]:
+    """The speakers of each worker, by position in order of first appearance: 6 on 4 is [[0, 4], [1, 5], [2], [3]].
+
+    Raises:
+        ValueError: there is no worker.
+    """
+    if worker_count < 1:
+        raise ValueError(f"speakers can't be assigned to {worker_count} workers")
+    return [list(range(worker, speaker_count, worker_count)) for worker in range(worker_count)]
