@@ -1,0 +1,251 @@
+"""fish-speech's codec: 44.1 kHz speech to frames of ten codes, and back.
+
+A frame is 2,048 samples: one semantic code of 4,096 and nine residual codes of 1,024. Decoding is a small
+transformer over the frames (5 % of the work) and then a long chain of convolutions that makes 2,048 samples of each
+frame; encoding is the same the other way round. The transformers see a whole recording at once; the convolutions
+run over it in pieces (see codec_layers), so that memory stays small whatever the length: in one run, 1,024 frames
+would take 0.8 GB for a single activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.engine import EngineError
+from workers.engines.fish.codec_checkpoint import build_codec
+from workers.engines.fish.codec_layers import Layer, Memory, flattened, layer_of, plain_weight, run, to_channels_last
+
+Codes = NDArray[np.int64]
+"""(codebooks, frames)."""
+Samples = NDArray[np.float32]
+"""(samples,), mono, within -1 and 1."""
+
+_CPU_PIECE_FRAMES = 16
+"""Frames to a piece on the CPU: by measurement, see the docs."""
+_GPU_PIECE_ROW_FRAMES = 256
+"""Rows x frames to a piece on a GPU: an activation of the last stages then takes 200 MB in float32."""
+_GPU_ROWS = 32
+
+
+class Codec:
+    """See ``load``. Not for use from several threads at once."""
+
+    def __init__(self, model: Any, identity: str, device: torch.device, precision: torch.dtype) -> None:
+        self.sample_rate = int(model.sample_rate)
+        self.frame_samples = int(model.frame_length)
+        quantizer = model.quantizer
+        self.codebook_sizes = (
+            *(int(quantizer.semantic_quantizer.codebook_size) for _ in quantizer.semantic_quantizer.quantizers),
+            *(int(quantizer.quantizer.codebook_size) for _ in quantizer.quantizer.quantizers),
+        )
+        self.num_codebooks = len(self.codebook_sizes)
+        self.codec_id = identity
+        self._model = model
+        self._device = device
+        self._precision = precision
+        self._decoder = _Decoder(model, device, precision)
+        self._encoder: _Encoder | None = None
+
+    @classmethod
+    def load(cls, folder: str, device: str, precision: torch.dtype) -> Codec:
+        """The codec of a checkpoint folder. ``device`` "cpu" or "cuda:N"; decoding computes in ``precision``,
+        encoding always in float32: a code flips where rounding does, and a voice should be the same everywhere.
+
+        Raises:
+            EngineError: "bad_checkpoint": files are missing, cut short, or of another codec.
+        """
+        model, identity = build_codec(Path(folder))
+        try:
+            with torch.inference_mode():
+                return cls(model, identity, torch.device(device), precision)
+        except (ValueError, AttributeError) as error:
+            raise EngineError("bad_checkpoint", f"the codec in {folder} is not one that is known: {error}") from error
+
+    def decode(self, codes: Sequence[Codes]) -> list[Samples]:
+        """The samples of each row of codes, (codebooks, frames) -> (frames * frame_samples,). A code over its
+        codebook's size is taken as the last one, as stock does.
+
+        On a GPU rows of similar length are decoded together; on the CPU one by one, which is faster there. The company
+        that a row is decoded in changes its samples by rounding alone (within 1e-5 in float32)."""
+        batch = 1 if self._device.type == "cpu" else _GPU_ROWS
+        result: list[Samples] = [np.zeros(0, np.float32)] * len(codes)
+        # Longest first: rows of similar length come together, and those that end leave from the end of the batch.
+        order = sorted((row for row in range(len(codes)) if codes[row].shape[1]), key=lambda row: -codes[row].shape[1])
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            decoded = self._decoder([codes[row] for row in rows], self.frame_samples)
+            for row, samples in zip(rows, decoded, strict=True):
+                result[row] = samples
+        return result
+
+    def decode_one(self, codes: Codes) -> Samples:
+        """One row, alone and without padding: on the CPU in float32 with the same threads, the same bits always."""
+        if codes.shape[1] == 0:
+            return np.zeros(0, np.float32)
+        return self._decoder([codes], self.frame_samples)[0]
+
+    def encode(self, recordings: Sequence[Samples]) -> list[Codes]:
+        """The codes of each mono recording at ``sample_rate``: (samples,) -> (codebooks, ceil(samples /
+        frame_samples)), the last frame filled up with silence."""
+        if self._encoder is None:
+            self._encoder = _Encoder(self._model, self._device)
+        return self._encoder(recordings, self.frame_samples)
+
+    def release_encoder(self) -> None:
+        """Give back the memory of the encoder (1 GB on a GPU); the next encode() loads it again."""
+        self._encoder = None
+
+
+class _Decoder:
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        quantizer = model.quantizer
+        self._codebooks: list[Tensor] = []
+        projections: list[Tensor] = []
+        bias = torch.zeros(())
+        for part in (*quantizer.semantic_quantizer.quantizers, *quantizer.quantizer.quantizers):
+            self._codebooks.append(part.codebook.weight.detach().to(device=device, dtype=torch.float32))
+            projections.append(plain_weight(part.out_proj)[:, :, 0])
+            bias = bias + part.out_proj.bias.detach().float()
+        # A code's vector is projected from 8 to 1,024 channels and all are added up: one matrix does both.
+        self._projection = torch.cat(projections, dim=1).to(device)
+        self._bias = bias.to(device)
+        self._device = device
+        self._dtype = dtype
+        self._transformer = _Transformer(quantizer.post_module, device, dtype)
+        leaves = [*flattened(quantizer.upsample), *flattened(model.decoder)]
+        self._layers: list[Layer] = [layer_of(leaf, device, dtype) for leaf in leaves]
+
+    @torch.inference_mode()
+    def __call__(self, rows: Sequence[Codes], frame_samples: int) -> list[Samples]:
+        """``rows`` in falling length, none empty."""
+        lengths = [row.shape[1] for row in rows]
+        codes = np.zeros((len(rows), len(self._codebooks), lengths[0]), np.int64)
+        for index, row in enumerate(rows):
+            codes[index, :, : lengths[index]] = row
+        features = self._transformer(self._embed(torch.from_numpy(codes).to(self._device)))
+        features = to_channels_last(features.transpose(1, 2))  # (rows, channels, 1, frames)
+        audio = np.empty((len(rows), lengths[0] * frame_samples), np.float32)
+        memory: Memory = {}
+        start = 0
+        while start < lengths[0]:
+            live = sum(length > start for length in lengths)
+            frames = _CPU_PIECE_FRAMES if self._device.type == "cpu" else max(8, _GPU_PIECE_ROW_FRAMES // live)
+            end = min(start + frames, lengths[0])
+            piece = run(self._layers, features[:live, :, :, start:end], memory)[:, 0, 0]
+            audio[:live, start * frame_samples : end * frame_samples] = piece.float().cpu().numpy()
+            start = end
+        return [audio[index, : length * frame_samples].copy() for index, length in enumerate(lengths)]
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        """(rows, codebooks, frames) -> (rows, frames, channels)."""
+        vectors = [
+            codebook[codes[:, index].clamp(0, codebook.shape[0] - 1)] for index, codebook in enumerate(self._codebooks)
+        ]
+        return torch.nn.functional.linear(torch.cat(vectors, dim=2), self._projection, self._bias).to(self._dtype)
+
+
+class _Transformer:
+    """A stock window-limited transformer, without its tables for the longest input, over (rows, time, channels)."""
+
+    def __init__(self, module: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._module: Any = None
+        if type(module).__name__ == "Identity":
+            return
+        if not module.causal or module.config.pos_embed_type != "rope":
+            raise ValueError("its transformers must be causal, with rotary positions")
+        module.causal_mask = None
+        self._module = module.to(device=device, dtype=dtype)
+        self._window = module.window_size
+        self._longest = int(module.config.block_size)
+        self._mask = torch.ones((0, 0), dtype=torch.bool, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        module = self._module
+        if module is None:
+            return x
+        time = x.shape[1]
+        if time > self._longest:
+            raise EngineError("too_long", f"the codec has positions for {self._longest} steps, and {time} came")
+        positions = torch.arange(time, device=x.device)
+        x = module.look_ahead_conv(module.input_proj(x))
+        mask = self._mask_of(time)[None, None]
+        angles = module.freqs_cis[:time]
+        for layer in module.layers:
+            x = layer(x, positions, angles, mask)
+        output: Tensor = module.output_proj(module.norm(x))
+        return output
+
+    def _mask_of(self, time: int) -> Tensor:
+        """(time, time): a step sees itself and the window - 1 steps before it."""
+        if self._mask.shape[0] < time:
+            size = -(-time // 64) * 64
+            mask = torch.ones((size, size), dtype=torch.bool, device=self._mask.device).tril_()
+            self._mask = mask if self._window is None else mask.triu_(1 - self._window)
+        return self._mask[:time, :time]
+
+
+class _Encoder:
+    """Always float32. On the CPU the transformers' weights stay in the file until they are read."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._device = device
+        self._stages: list[list[Layer] | _Transformer] = [[]]
+        for leaf in (*flattened(model.encoder), *flattened(model.quantizer.downsample)):
+            if type(leaf).__name__ == "WindowLimitedTransformer":
+                self._stages += [_Transformer(leaf, device, torch.float32), []]
+            else:
+                chain = self._stages[-1]
+                assert isinstance(chain, list)
+                chain.append(layer_of(leaf, device, torch.float32))
+        self._stages.append(_Transformer(model.quantizer.pre_module, device, torch.float32))
+        self._semantic = model.quantizer.semantic_quantizer.to(device)
+        self._residual = model.quantizer.quantizer.to(device)
+        self._codebooks = self._semantic.n_codebooks + self._residual.n_codebooks
+
+    @torch.inference_mode()
+    def __call__(self, recordings: Sequence[Samples], frame_samples: int) -> list[Codes]:
+        batch = 1 if self._device.type == "cpu" else _GPU_ROWS
+        result: list[Codes] = [np.zeros((self._codebooks, 0), np.int64)] * len(recordings)
+        order = sorted(
+            (row for row in range(len(recordings)) if recordings[row].shape[0]),
+            key=lambda row: -recordings[row].shape[0],
+        )
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            frames = [-(-recordings[row].shape[0] // frame_samples) for row in rows]
+            audio = np.zeros((len(rows), 1, frames[0] * frame_samples), np.float32)
+            for index, row in enumerate(rows):
+                audio[index, 0, : recordings[row].shape[0]] = recordings[row]
+            codes = self._codes(torch.from_numpy(audio), frame_samples).cpu().numpy()
+            for index, row in enumerate(rows):
+                result[row] = codes[index, :, : frames[index]].astype(np.int64)
+        return result
+
+    def _codes(self, audio: Tensor, frame_samples: int) -> Tensor:
+        """(rows, 1, samples) -> (rows, codebooks, frames)."""
+        rows = audio.shape[0]
+        frames = _CPU_PIECE_FRAMES if self._device.type == "cpu" else max(8, _GPU_PIECE_ROW_FRAMES // rows)
+        x = audio
+        pieces = -(-audio.shape[2] // (frames * frame_samples))
+        for stage in self._stages:
+            if isinstance(stage, _Transformer):
+                x = stage(x.transpose(1, 2)).transpose(1, 2)
+                continue
+            memory: Memory = {}
+            # A piece is a number of codec frames at every stage, so that each stride divides it.
+            step = frames * (x.shape[2] * frame_samples // audio.shape[2])
+            done = []
+            for piece in range(pieces):
+                part = x[:, :, piece * step : (piece + 1) * step].to(self._device)
+                done.append(run(stage, to_channels_last(part), memory)[:, :, 0])
+            x = torch.cat(done, dim=2)
+        semantic, semantic_codes = self._semantic(x)[:2]
+        codes = self._residual(x - semantic)[1]
+        return torch.cat((semantic_codes, codes), dim=1)
