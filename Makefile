@@ -1,0 +1,166 @@
+# Every command that sets up, runs, checks or installs dubd is written here, and only here.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo run test lint types ci format light full clean \
+        install install-environment install-files uninstall
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+
+# --- Python --------------------------------------------------------------------------------------------------
+
+SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
+# The first of these that is recent enough; `make PYTHON=/path/to/python …` names another.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	if $$name -c '$(SUITABLE)' 2>/dev/null; then command -v $$name; break; fi; done)
+# The service can't see home folders, where a person's own Pythons are.
+SERVICE_PYTHON ?= $(shell for name in /usr/bin/python3 /usr/local/bin/python3 $(PYTHON); do \
+	if $$name -c '$(SUITABLE)' 2>/dev/null; then echo $$name; break; fi; done)
+
+VENV := .venv
+IN_VENV := $(VENV)/bin/python
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-input
+PIP = $(IN_VENV) -m pip install $(PIP_OPTIONS)
+
+# An environment is up to date when it holds the stamp of its Python and of the locks as they are now.
+LIGHT_LOCKS := requirements/light.txt requirements/dev.txt
+FULL_LOCKS := requirements/torch.txt requirements/full.txt
+digest = $(shell { $(IN_VENV) -V 2>/dev/null || $(PYTHON) -V; cat $(1); } 2>/dev/null | sha256sum | cut -c 1-12)
+LIGHT_STAMP := $(VENV)/.light-$(call digest,$(LIGHT_LOCKS) pyproject.toml)
+FULL_STAMP := $(VENV)/.full-$(call digest,$(LIGHT_LOCKS) $(FULL_LOCKS))
+
+# Shell lines that stop with advice when there is no Python to make an environment with: $(call need_python,PYTHON)
+define need_python
+if [ -z "$(1)" ]; then \
+	echo "dubd needs Python 3.11 or newer. On Debian or Ubuntu: sudo apt install python3 python3-venv"; \
+	echo "(on Ubuntu 22.04: python3.11 python3.11-venv), or: make PYTHON=/path/to/python3.12 ..."; exit 1; fi; \
+if ! $(1) -c 'import ensurepip, venv' 2>/dev/null; then \
+	echo "$(1) can't make environments. On Debian or Ubuntu: sudo apt install python3-venv"; \
+	echo "(or python3.12-venv and the like, to go with $(1))"; exit 1; fi
+endef
+
+# --- For people ----------------------------------------------------------------------------------------------
+
+help: ## show this
+	@echo "dubd clones voices in bulk. To see it work:  make demo"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: light ## speak the sample job with the draft engine, in a folder of its own
+	@$(VENV)/bin/dubd demo $(ARGS)
+
+run: light ## the daemon in the foreground, with ./config.toml
+	@$(VENV)/bin/dubd run $(ARGS)
+
+# --- Checks --------------------------------------------------------------------------------------------------
+
+# Two processes: one test waits for a worker while another works. A file's tests share what they set up.
+TEST_PROCESSES ?= 2
+
+test: full ## every test, the fish engine's too (ARGS="-k inbox" for some)
+	@$(IN_VENV) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+lint: light ## ruff: mistakes and format
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check . || { echo "make format mends that"; exit 1; }
+	@echo "lint: clean"
+
+types: full ## mypy, strict
+	@$(VENV)/bin/mypy
+
+ci: lint types test ## all of them
+
+format: light ## put the code in order
+	@$(VENV)/bin/ruff check --quiet --fix --exit-zero .
+	@$(VENV)/bin/ruff format .
+
+clean: ## take away the environment and the caches (never ./var)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find daemon workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- The environment of the checkout -------------------------------------------------------------------------
+
+light: $(LIGHT_STAMP)
+
+full: $(FULL_STAMP)
+
+# Also made anew when its Python has gone.
+$(IN_VENV):
+	@$(call need_python,$(PYTHON))
+	@echo "making $(VENV) with $$($(PYTHON) -V) ..."
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(LIGHT_STAMP): | $(IN_VENV)
+	@echo "installing the daemon and the draft engine into $(VENV) ..."
+	@rm -f $(VENV)/.light-*
+	@$(PIP) -r requirements/light.txt -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(FULL_STAMP): $(LIGHT_STAMP)
+	@echo "installing torch and fish-speech into $(VENV); the first time this takes minutes ..."
+	@rm -f $(VENV)/.full-*
+	@$(PIP) --constraint requirements/light.txt -r requirements/torch.txt
+	@$(PIP) --no-deps -r requirements/full.txt
+	@touch $@
+
+# --- The service ---------------------------------------------------------------------------------------------
+
+# A package build sets DESTDIR; PREFIX is the service's own folder and goes whole when it is uninstalled.
+DESTDIR ?=
+PREFIX ?= /opt/dubd
+HOME_OF_DUBD := $(DESTDIR)$(PREFIX)
+INSTALLED := $(HOME_OF_DUBD)/bin/python
+# FISH=1: with torch and fish-speech; without, the draft engine, or a worker.python that has them.
+FISH ?=
+
+install: install-environment install-files ## install as a service, as root (FISH=1: with torch and fish-speech)
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+		systemd-sysusers dubd.conf && systemd-tmpfiles --create dubd.conf && systemctl daemon-reload; fi
+	@echo "Installed. Next: look through $(DESTDIR)/etc/dubd/config.toml, then"
+	@echo "  dubd doctor && systemctl enable --now dubd && usermod -aG dubd SOMEONE_WHO_DROPS_JOBS"
+
+install-environment:
+	@$(call need_python,$(SERVICE_PYTHON))
+	@[ "$(notdir $(PREFIX))" = dubd ] || { echo "PREFIX is dubd's own folder; its name must be dubd"; exit 1; }
+	@case "$$($(SERVICE_PYTHON) -c 'import sys; print(sys.base_prefix)')/" in /home/*|/root/*) \
+		echo "The service can't see $(SERVICE_PYTHON), which is in a home folder."; \
+		echo "Install Python for everyone (sudo apt install python3 python3-venv) or name one: SERVICE_PYTHON=..."; \
+		exit 1;; esac
+	@echo "installing into $(HOME_OF_DUBD) with $$($(SERVICE_PYTHON) -V) ..."
+	@umask 022; set -e; \
+	$(SERVICE_PYTHON) -m venv $(HOME_OF_DUBD); \
+	pip="$(INSTALLED) -m pip install $(PIP_OPTIONS)"; \
+	$$pip -r requirements/light.txt; \
+	if [ -n "$(FISH)" ]; then \
+		echo "installing torch and fish-speech; this takes minutes ..."; \
+		$$pip --constraint requirements/light.txt -r requirements/torch.txt; \
+		$$pip --no-deps -r requirements/full.txt; fi; \
+	copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	cp -r daemon workers pyproject.toml README.md LICENSE "$$copy"; \
+	$$pip --no-deps --no-build-isolation --force-reinstall "$$copy"; \
+	if [ -n "$(DESTDIR)" ]; then \
+		grep -rlI "$(HOME_OF_DUBD)" $(HOME_OF_DUBD)/bin $(HOME_OF_DUBD)/pyvenv.cfg | \
+			xargs -r sed -i "s|$(HOME_OF_DUBD)|$(PREFIX)|g"; fi
+
+install-files:
+	@install -D -m 644 README.md $(HOME_OF_DUBD)/share/doc/dubd/README.md
+	@install -D -m 644 LICENSE $(HOME_OF_DUBD)/share/doc/dubd/LICENSE
+	@install -d $(DESTDIR)/usr/local/bin
+	@ln -sfn $(PREFIX)/bin/dubd $(DESTDIR)/usr/local/bin/dubd
+	@if [ -e $(DESTDIR)/etc/dubd/config.toml ]; then echo "kept $(DESTDIR)/etc/dubd/config.toml as it is"; else \
+		install -D -m 644 config.toml $(DESTDIR)/etc/dubd/config.toml && \
+		sed -i 's|^#root = .*|root = "/var/lib/dubd"|' $(DESTDIR)/etc/dubd/config.toml; fi
+	@install -D -m 644 systemd/dubd.service $(DESTDIR)/etc/systemd/system/dubd.service
+	@sed -i 's|/opt/dubd|$(PREFIX)|g' $(DESTDIR)/etc/systemd/system/dubd.service
+	@install -D -m 644 systemd/dubd.sysusers $(DESTDIR)/etc/sysusers.d/dubd.conf
+	@install -D -m 644 systemd/dubd.tmpfiles $(DESTDIR)/etc/tmpfiles.d/dubd.conf
+
+uninstall: ## take the service away; what it made and its config.toml stay
+	@[ "$(notdir $(PREFIX))" = dubd ] || { echo "PREFIX is dubd's own folder; its name must be dubd"; exit 1; }
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now dubd 2>/dev/null || true; fi
+	@rm -rf $(HOME_OF_DUBD)
+	@rm -f $(DESTDIR)/usr/local/bin/dubd $(DESTDIR)/etc/systemd/system/dubd.service \
+		$(DESTDIR)/etc/sysusers.d/dubd.conf $(DESTDIR)/etc/tmpfiles.d/dubd.conf
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Gone. Kept: $(DESTDIR)/etc/dubd, $(DESTDIR)/var/lib/dubd and the user dubd; remove them by hand if you like."
