@@ -60,6 +60,8 @@ class LiveSegment:
     tries: int = 0
     suspect: bool = False
     begun: bool = False
+    alone: bool = False
+    """A try has been recorded for the dispatch that is out: it counts only if it kills."""
     key: str | None = None
     seed: int | None = None
     cached: bool = False
@@ -79,6 +81,12 @@ class LiveSegment:
     @property
     def duration_s(self) -> float | None:
         return self.frames / self.sample_rate if self.status == "ok" and self.sample_rate else None
+
+    def give_back(self) -> None:
+        """It is out at no worker any more, and nobody died of it: a try recorded for it is not used up."""
+        if self.alone:
+            self.tries -= 1
+        self.begun = self.alone = False
 
     @property
     def cost(self) -> float:
@@ -128,6 +136,8 @@ class LiveJob:
     """Its outbox folder has been made, and an earlier manifest moved aside."""
     ended: bool = False
     """Its manifest is in the outbox; only its traces are left to remove."""
+    closed: bool = False
+    """Its folder is gone; nothing more is recorded of it."""
     engine: EngineIdentity | None = None
     note: str | None = None
     ignored: list[str] = field(default_factory=list)
@@ -215,9 +225,10 @@ class LiveJob:
         }
 
     def status(self) -> JobStatus:
-        """How the job ended, once every segment has: done when none failed, failed when none is ok."""
+        """How the job ended, once every segment has: done when none failed, failed when none is ok. A cancel that came
+        too late to stop anything has cancelled nothing."""
         counts = self.counts()
-        if self.cancelled:
+        if counts["cancelled"]:
             return "cancelled"
         if counts["failed"] == 0:
             return "done"
@@ -242,7 +253,7 @@ class LiveJob:
             self.ended, self.ended_at = True, record["at"]
         elif kind == "stop":
             for segment in self.segments:
-                segment.begun = False
+                segment.give_back()
         elif kind == "ignored":
             self.ignored += record["paths"]
         else:
@@ -253,12 +264,12 @@ class LiveJob:
             segment.attempts += 1
             segment.begun = True
         elif kind == "back":
-            segment.begun = False
-            segment.tries = record.get("tries", segment.tries)
+            segment.give_back()
         elif kind == "suspect":
-            segment.begun, segment.suspect = False, True
+            segment.begun, segment.suspect, segment.alone = False, True, False
         elif kind == "try":
             segment.tries = record["tries"]
+            segment.alone = True
         elif kind == "ok":
             segment.status = "ok"
             for name in SPOKEN_FIELDS:

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def take(outbox: Path, job: LiveJob) -> Path:
     return folder
 
 
-def case_twin(outbox: Path, job_id: str, folded: str, fold: Any) -> str | None:
+def case_twin(outbox: Path, job_id: str, folded: str, fold: Callable[[str], str]) -> str | None:
     """The name of a folder in the outbox that differs from ``job_id`` in case only (``fold`` maps an id to what must be
     unique), or None. On Windows and macOS, the two would be one folder."""
     try:
@@ -70,24 +70,20 @@ def case_twin(outbox: Path, job_id: str, folded: str, fold: Any) -> str | None:
     return next((name for name in names if fold(name) == folded), None)
 
 
-def publish(folder: Path, job: LiveJob, positions: Sequence[int]) -> None:
-    """Move finished files into the job's folder. A file that is there already, moved before a crash, is fine.
+def publish(folder: Path, job: LiveJob, position: int) -> None:
+    """Move a finished file into the job's folder; the caller syncs that, once for many.
 
     Raises:
-        OSError: some are not there yet; call again.
-        FileNotFoundError: a stored file is gone and what lies in the outbox is not it.
+        OSError: it is not there yet; call again.
+        FileNotFoundError: the stored file is gone: moved before a crash, or lost.
     """
-    for position in positions:
-        source = job.stored_file(position)
-        target = folder / published_name(job, position)
-        try:
-            files.move(source, target)
-        except FileNotFoundError:
-            if not folder.is_dir():
-                raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
-            raise
-        job.segments[position].published = True
-    files.fsync_folder(folder)
+    try:
+        files.move(job.stored_file(position), folder / published_name(job, position))
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
+        raise
+    job.segments[position].published = True
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -195,3 +191,49 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
         "workers": list(workers),
         "note": job.note,
     }
+
+
+def write_results(folder: Path, job: LiveJob, base: Path, allowed_roots: Sequence[Path]) -> None:
+    """results.json in the form LocalClip reads, and the files that it asked for by ``output_file``.
+
+    A path outside ``allowed_roots`` is not written; it is named in ``ignored`` and the file stays in the outbox.
+    """
+    speakers = {speaker.id: speaker for speaker in job.job.speakers}
+    by_index: dict[str, str] = {}
+    by_speaker: list[dict[str, Any]] = []
+    for position, live in enumerate(job.segments):
+        if live.status != "ok":
+            continue
+        file = folder / published_name(job, position)
+        asked = live.segment.output_file
+        if asked is not None:
+            placed = _place(file, base / asked, allowed_roots)
+            if placed is None:
+                line = f"output of segment {live.segment.index}: {asked!r} is outside paths.allowed_roots"
+                if line not in job.ignored:
+                    job.ignored.append(line)
+            else:
+                file = placed
+        by_index[str(live.segment.index)] = str(file)
+        speaker = live.segment.speaker
+        number = speakers[speaker].numeric
+        by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": str(file)})
+    write_json(folder / "results.json", by_speaker if job.job.results == "encode" else by_index)
+
+
+def _place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path | None:
+    """Copy ``file`` to ``asked`` when that lies inside the allowed roots, links resolved; None when it does not."""
+    target = Path(os.path.realpath(asked.parent)) / asked.name
+    inside = any(target.is_relative_to(os.path.realpath(root)) for root in allowed_roots)
+    if not inside or asked.name in ("", ".", ".."):
+        return None
+    try:
+        files.make_folder(target.parent)
+        # The folder may have become a link since it was resolved.
+        if Path(os.path.realpath(target.parent)) != target.parent:
+            return None
+        files.copy(file, target)
+        files.fsync_folder(target.parent)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError):
+        return None
+    return target

@@ -115,6 +115,7 @@ class Pool:
         self._applying = False
         self._tasks: anyio.abc.TaskGroup | None = None
         self._oddities = 0
+        self._ending = False
         self.identity: EngineIdentity | None = None
         self.spoken = 0
 
@@ -122,6 +123,8 @@ class Pool:
 
     def apply(self, event: Event) -> None:
         """Tell the core, and do what it says. Called while an earlier event is being handled, the new one waits."""
+        if self._ending:
+            return
         self._events.append(event)
         if self._applying:
             return
@@ -149,6 +152,24 @@ class Pool:
                 deadline = self._core.next_deadline()
                 if deadline is not None and deadline <= anyio.current_time():
                     self.apply(events.Tick(anyio.current_time()))
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def recall_unbegun(self) -> None:
+        """Ask every worker to give back what it has not begun."""
+        for handle in self._handles.values():
+            for ticket in handle.tickets.values():
+                if ticket.began_at is None:
+                    handle.transport.send({"type": "cancel", "ticket": ticket.number})
+
+    def stop_listening(self) -> None:
+        """From now on nothing that a worker says or does is an event: the daemon ends."""
+        self._ending = True
+
+    def ask_to_exit(self) -> None:
+        for handle in self._handles.values():
+            handle.transport.send({"type": "stop"})
+            handle.transport.finish()
 
     # --- what people and status.json see --------------------------------------------------------------------
 
@@ -311,7 +332,7 @@ class Pool:
         log.info("worker says", worker=handle.worker, pid=handle.transport.pid, line=line)
 
     def _on_message(self, handle: Handle, message: Message) -> None:
-        if handle.kill_reason is not None:
+        if handle.kill_reason is not None or self._ending:
             return
         try:
             self._understand(handle, message)

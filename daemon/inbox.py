@@ -1,0 +1,386 @@
+"""The inbox: which files are jobs, when one has come whole, and how it is taken.
+
+A file is taken once it is unchanged over ``settle_seconds`` of our own observations: clocks and modification times of
+a share prove nothing. What is observed is the file and, once it parses, the references it names, so that a job that is
+copied in together with its recordings is taken when all of them have come. Listing the folder is the truth; file
+system events only make us look sooner, and where they are silent (SMB, NFS, an overflow, a folder made anew) nothing
+is lost but seconds. Taking is one rename into ``.claimed/HOST-ID/TOKEN/``: of several daemons one wins.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import structlog
+import watchfiles
+
+from daemon import files
+from daemon.config import Settings
+from daemon.core.job import Job, JobRejected, Limits, Reason
+from daemon.core.job_parser import parse_job
+from daemon.live_job import Claim, new_token, received_at
+
+log = structlog.get_logger("dubd.inbox")
+
+CLAIMED = ".claimed"
+LOOK_BUDGET_S = 0.3
+"""How long one look may parse files before the ones that are ready are handed on."""
+
+Signature = tuple[int, int, int, int]
+"""Device, inode, size, modification time in ns."""
+
+
+@dataclass(slots=True)
+class Observation:
+    """What we have seen of a name in the inbox: since when it has looked like this, and what it parses to."""
+
+    signature: Signature
+    since: float
+    references: tuple[Signature | None, ...] = ()
+    reference_paths: tuple[str, ...] = ()
+    parsed: bool = False
+    complete: bool = False
+    priority: int = 0
+    job_id: str | None = None
+    mtime_ns: int = 0
+    regular: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A name in the inbox that has settled: a job, or something to be rejected (``reasons``)."""
+
+    name: str
+    priority: int
+    mtime_ns: int
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the inbox found. ``next_due``: when something may have settled (monotonic), or None.
+    ``more``: the look ran out of its budget; look again at once."""
+
+    ready: tuple[Ready, ...]
+    cancels: tuple[str, ...]
+    waiting: int
+    next_due: float | None
+    more: bool
+
+
+class Inbox:
+    """``look`` and the others run in a thread, one at a time."""
+
+    def __init__(self, settings: Settings, host_id: str) -> None:
+        self._folder = settings.paths.inbox
+        self._settings = settings
+        self._observations: dict[str, Observation] = {}
+        self._warned: set[str] = set()
+        self.claimed = self._folder / CLAIMED / host_id
+
+    def reload(self, settings: Settings) -> None:
+        """New settle, grace and limits; the folder stays."""
+        self._settings = settings
+
+    # --- looking --------------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> Look:
+        """List the inbox at ``now`` (monotonic seconds).
+
+        Raises:
+            OSError: the inbox can't be listed.
+        """
+        settle, grace = self._settings.inbox.settle_seconds, self._settings.inbox.grace_seconds
+        started = time.monotonic()
+        ready: list[Ready] = []
+        cancels: list[str] = []
+        due: list[float] = []
+        seen: set[str] = set()
+        more = False
+        for name, status in self._candidates():
+            if name.casefold().endswith(".cancel"):
+                cancels.append(name)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                self._warn_of_folder(name)
+                continue
+            seen.add(name)
+            observation = self._observe(name, status, now)
+            if time.monotonic() - started > LOOK_BUDGET_S:
+                more = True
+                break
+            if now - observation.since < settle:
+                due.append(observation.since + settle)
+                continue
+            if not observation.regular:
+                ready.append(Ready(name, 0, observation.mtime_ns, (_irregular(name, status),)))
+                continue
+            if not observation.parsed:
+                self._parse(name, observation)
+            if observation.complete or now - observation.since >= settle + grace:
+                ready.append(Ready(name, observation.priority, observation.mtime_ns))
+            else:
+                due.append(observation.since + settle + grace)
+        if not more:
+            self._observations = {name: self._observations[name] for name in seen}
+        ready.sort(key=lambda item: (-item.priority, item.mtime_ns, item.name))
+        return Look(tuple(ready), tuple(cancels), len(seen), min(due, default=None), more)
+
+    def _candidates(self) -> list[tuple[str, os.stat_result]]:
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name = entry.name
+                folded = name.casefold()
+                if name.startswith(".") or not folded.endswith((".json", ".cancel")):
+                    continue
+                try:
+                    found.append((name, entry.stat(follow_symlinks=False)))
+                except FileNotFoundError:
+                    continue  # taken by another daemon, or withdrawn
+        return found
+
+    def _observe(self, name: str, status: os.stat_result, now: float) -> Observation:
+        signature = _signature(status)
+        observation = self._observations.get(name)
+        if observation is None or observation.signature != signature:
+            observation = Observation(signature, now, mtime_ns=status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode))
+            self._observations[name] = observation
+            if observation.regular:
+                # Read at once, while it settles: then its references settle along with it.
+                self._parse(name, observation)
+        elif observation.reference_paths:
+            references = self._reference_signatures(observation.reference_paths)
+            if references != observation.references:
+                observation.references = references
+                observation.since = now
+                observation.complete = None not in references
+        return observation
+
+    def _parse(self, name: str, observation: Observation) -> None:
+        observation.parsed = True
+        try:
+            job = parse_job(
+                read_document(self._folder / name, self._settings.limits), stem=stem_of(name), limits=self._settings.limits
+            )
+        except JobRejected as rejected:
+            # What is whole and wrong need not wait; what does not parse may still be coming.
+            observation.complete = not rejected.incomplete
+            return
+        except OSError:
+            observation.complete = False
+            return
+        observation.priority, observation.job_id = job.priority, job.job_id
+        observation.reference_paths = reference_paths(job)
+        observation.references = self._reference_signatures(observation.reference_paths)
+        observation.complete = None not in observation.references
+
+    def _reference_signatures(self, paths: Sequence[str]) -> tuple[Signature | None, ...]:
+        found: list[Signature | None] = []
+        for path in paths:
+            try:
+                found.append(_signature(os.stat(self._folder / path)))
+            except (OSError, ValueError):
+                found.append(None)
+        return tuple(found)
+
+    def _warn_of_folder(self, name: str) -> None:
+        if name not in self._warned and len(self._warned) < 1000:
+            self._warned.add(name)
+            log.warning("a folder in the inbox is no job; job files go straight into the inbox", name=name)
+
+    def known_ids(self) -> set[str]:
+        """Job ids of files that are here and not yet taken."""
+        return {observation.job_id for observation in self._observations.values() if observation.job_id}
+
+    # --- taking ---------------------------------------------------------------------------------------------
+
+    def claim(self, ready: Ready) -> Claim | None:
+        """Take a file; None when it is not there any more (another daemon's, or withdrawn).
+
+        Raises:
+            OSError: the inbox can't be written to.
+        """
+        token = new_token()
+        folder = self.claimed / token
+        files.make_folder(folder)
+        target = folder / ready.name
+        try:
+            files.rename(self._folder / ready.name, target)
+        except FileNotFoundError:
+            with suppress(OSError):
+                folder.rmdir()
+            return None
+        self._observations.pop(ready.name, None)
+        files.fsync_folder(folder)
+        files.fsync_folder(self._folder)
+        return Claim(token, target, received_at(token))
+
+    def put_back(self, claim: Claim) -> None:
+        """Undo a claim: the file turned out to be still on its way."""
+        try:
+            files.rename_new(claim.file, self._folder / claim.name)
+        except FileExistsError:
+            # A newer file of that name has come: then the older, unfinished one is worth nothing.
+            files.remove(claim.file)
+        self.forget(claim.token)
+
+    def forget(self, token: str) -> None:
+        """Remove the traces of a claim whose job is over.
+
+        Raises:
+            OSError: the inbox can't be reached; call again later.
+        """
+        folder = self.claimed / token
+        try:
+            for name in os.listdir(folder):
+                files.remove(folder / name)
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+
+    def claims(self) -> list[Claim]:
+        """What this daemon has taken and not finished, the oldest first."""
+        found = []
+        try:
+            tokens = sorted(os.listdir(self.claimed))
+        except FileNotFoundError:
+            return []
+        for token in tokens:
+            try:
+                names = os.listdir(self.claimed / token)
+                if not names:
+                    (self.claimed / token).rmdir()
+                    continue
+                found.append(Claim(token, self.claimed / token / names[0], received_at(token)))
+            except (OSError, ValueError):
+                log.warning("what lies among the claimed jobs is not ours", name=token)
+        return found
+
+    def remove_cancel(self, name: str) -> None:
+        files.remove(self._folder / name)
+
+    # --- waking up ------------------------------------------------------------------------------------------
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yields whenever the file system says that something happened in the inbox; ends when it can't say."""
+        with suppress(FileNotFoundError):
+            async for _ in watchfiles.awatch(
+                self._folder, recursive=False, debounce=50, step=20, watch_filter=_is_candidate, raise_interrupt=False
+            ):
+                yield
+
+    def identity(self) -> tuple[int, int] | None:
+        """Which folder the inbox is now (device and inode): a watch on an earlier one is blind."""
+        try:
+            status = os.stat(self._folder)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+def _is_candidate(_change: object, path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and not name.endswith(".part")
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _irregular(name: str, status: os.stat_result) -> Reason:
+    kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+    return Reason("$", "not_regular", f"{printable(name)} is {kind}; copy the job file itself into the inbox")
+
+
+def stem_of(name: str) -> str:
+    """The file name without ``.json`` in any case."""
+    return name[: -len(".json")] if name.casefold().endswith(".json") else name
+
+
+def printable(name: str) -> str:
+    """A file name as text that any encoding can carry: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def reference_paths(job: Job) -> tuple[str, ...]:
+    """The paths that a job's speakers name, each once, in order."""
+    return tuple(dict.fromkeys(reference.path for speaker in job.speakers for reference in speaker.references))
+
+
+def read_document(path: Path, limits: Limits) -> bytes:
+    """A job file's bytes.
+
+    Raises:
+        JobRejected: it is larger than ``limits.job_bytes`` or no regular file.
+        OSError: it can't be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise JobRejected([Reason("$", "not_regular", "it is not a regular file")]) from error
+        raise
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise JobRejected([Reason("$", "not_regular", "it is not a regular file")])
+        document = file.read(limits.job_bytes + 1)
+    if len(document) > limits.job_bytes:
+        message = (
+            f"the file has {max(status.st_size, len(document))} bytes, the limit is {limits.job_bytes}; "
+            "split the job, or raise limits.job_bytes"
+        )
+        raise JobRejected([Reason("$", "too_large", message)])
+    return document
+
+
+def reject(
+    rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float, log_name: str | None = None
+) -> Path:
+    """Move a file to ``rejected`` and write why beside it, as NAME.error.json; where that is. ``now``: Unix time.
+
+    Raises:
+        OSError: it still lies where it was.
+    """
+    files.make_folder(rejected)
+    name = log_name or file.name
+    stem, suffix = stem_of(name), name[len(stem_of(name)) :]
+    encoded = os.fsencode(stem)[: 255 - len(".99999.error.json")]
+    stem = os.fsdecode(encoded)
+    number = 1
+    while True:
+        free = stem if number == 1 else f"{stem}.{number}"
+        target, error = rejected / (free + suffix), rejected / (free + ".error.json")
+        if not os.path.lexists(target) and not os.path.lexists(error):
+            break
+        number += 1
+    body = {
+        "schema": 1,
+        "name": printable(name),
+        "job_id": job_id,
+        "rejected_at": round(now, 3),
+        "reasons": [{"path": r.path, "code": r.code, "message": r.message} for r in reasons],
+    }
+    try:
+        files.move(file, target)
+    except FileNotFoundError:
+        pass  # moved before a crash, or taken away by its owner: the reasons are still owed
+    except OSError as failure:
+        if failure.errno not in (errno.EINVAL, errno.ENXIO, errno.ELOOP):
+            raise
+        files.remove(file)  # a link or FIFO can't be carried to another file system, and holds nothing of its own
+    data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
+    files.write_atomically(error, data + b"\n")
+    return error
+
+

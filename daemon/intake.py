@@ -1,0 +1,160 @@
+"""From a claimed file to an accepted job: parsed, its references snapshot, its folder in state/. Runs in threads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon import files
+from daemon.config import Settings
+from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, derive_seed, segment_key
+from daemon.core.job import Job, JobRejected, Limits, Parameters, Reason, Reference
+from daemon.core.job_id import fold_job_id
+from daemon.core.job_parser import parse_job
+from daemon.inbox import read_document, stem_of
+from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder
+from daemon.outbox import case_twin
+from daemon.references import BadReference, snapshot_reference
+
+MAX_REASONS = 200
+
+WHATEVER_SIZE = Limits(
+    job_bytes=1 << 40,
+    json_depth=200,
+    segments=1 << 31,
+    text_characters=1 << 31,
+    references_per_speaker=1 << 31,
+    reference_seconds_min=0.0,
+    reference_seconds_max=1e9,
+    reference_bytes=1 << 40,
+)
+"""The limits for a job that was accepted before: those of today must not undo it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    reasons: tuple[Reason, ...]
+    job_id: str | None
+    incomplete: bool
+
+
+def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, str]]) -> LiveJob | Rejection:
+    """Accept a claimed job, or say every reason why not. ``live_ids``: job ids that are being worked on, by their
+    folded form.
+
+    Raises:
+        OSError: the disk or the share failed; nothing is decided and the claim stands.
+    """
+    jobs = settings.paths.state / "jobs"
+    try:
+        document = read_document(claim.file, settings.limits)
+        job = parse_job(document, stem=stem_of(claim.name), limits=settings.limits)
+    except JobRejected as rejected:
+        return Rejection(tuple(rejected.reasons), None, rejected.incomplete)
+    folded = fold_job_id(job.job_id)
+    twin = live_ids().get(folded, job.job_id)
+    if twin == job.job_id:
+        twin = case_twin(settings.paths.outbox, job.job_id, folded, fold_job_id) or job.job_id
+    if twin != job.job_id:
+        message = f"it differs from {twin!r}, which exists, in case alone; choose another job_id, or that very one"
+        return Rejection((Reason("$.job_id", "case_twin", message),), job.job_id, incomplete=False)
+    staged = jobs / f".{claim.token}.new"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        files.make_folder(staged / "references")
+        voices, reasons = _snapshot(job, settings, staged / "references")
+        if reasons:
+            return Rejection(tuple(reasons), job.job_id, incomplete=False)
+        files.fsync_folder(staged / "references")
+        folder = build_folder(jobs, claim.token, claim.name, document, voices, staged)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return LiveJob.open(folder, WHATEVER_SIZE)
+
+
+def _snapshot(
+    job: Job, settings: Settings, folder: Path
+) -> tuple[dict[str, tuple[VoiceReference, ...]], list[Reason]]:
+    reasons: list[Reason] = []
+    done: dict[tuple[str | None, str | None], tuple[str, str, str] | BadReference] = {}
+    voices: dict[str, tuple[VoiceReference, ...]] = {}
+    for number, speaker in enumerate(job.speakers):
+        references = []
+        for position, reference in enumerate(speaker.references):
+            result = _snapshot_once(reference, settings, folder, done)
+            if isinstance(result, BadReference):
+                if len(reasons) < MAX_REASONS:
+                    member = "codes" if reference.codes is not None else "audio"
+                    path = f"$.speakers[{number}].references[{position}].{member}"
+                    reasons.append(Reason(path, result.code, str(result)))
+                continue
+            file, kind, sha256 = result
+            references.append(VoiceReference(file, kind, sha256, reference.text))
+        voices[speaker.id] = tuple(references)
+    return voices, reasons
+
+
+def _snapshot_once(
+    reference: Reference,
+    settings: Settings,
+    folder: Path,
+    done: dict[tuple[str | None, str | None], tuple[str, str, str] | BadReference],
+) -> tuple[str, str, str] | BadReference:
+    """A recording that several speakers share is copied and checked once."""
+    key = (reference.audio, reference.codes)
+    if key not in done:
+        try:
+            snapshot = snapshot_reference(
+                reference,
+                base_folder=settings.paths.inbox,
+                allowed_roots=settings.paths.allowed_roots,
+                folder=folder,
+                limits=settings.limits,
+            )
+            done[key] = (snapshot.path.name, snapshot.kind, snapshot.sha256)
+        except BadReference as bad:
+            done[key] = bad
+    return done[key]
+
+
+def give_keys(job: LiveJob, engine: EngineIdentity, options: dict[str, object]) -> None:
+    """Give every segment its seed and content key, and skip those with nothing to say."""
+    job.engine = engine
+    content = EngineContent(engine.name, engine.version, engine.model, engine.precision, options)
+    voices = {
+        speaker: [ReferenceContent(r.kind, r.sha256, r.text) for r in references]  # type: ignore[arg-type]
+        for speaker, references in job.voices.items()
+    }
+    occurrences = Occurrences()
+    defaults = job.job.parameters
+    for live in job.segments:
+        segment = live.segment
+        seed = segment.seed if segment.seed is not None else defaults.seed
+
+        def key(seed: int | None) -> str:
+            return segment_key(
+                text=segment.text,
+                language=job.job.language,
+                references=voices[segment.speaker],
+                parameters=Parameters(
+                    seed=seed,
+                    temperature=defaults.temperature,
+                    top_p=defaults.top_p,
+                    repetition_penalty=defaults.repetition_penalty,
+                    max_new_tokens=defaults.max_new_tokens,
+                ),
+                engine=content,
+                output=job.job.output,
+                task=job.job.task,
+            )
+
+        if seed is None:
+            unseeded = key(None)
+            seed = derive_seed(unseeded, occurrences.next(unseeded))
+        if live.status == "waiting":
+            live.seed = seed
+            live.key = key(seed)
+            if job.job.task == "speak" and not segment.sayable:
+                live.status = "skipped"

@@ -1,0 +1,354 @@
+"""The life of one accepted job in the daemon, from its place in the queue to its manifest.
+
+    wait for the engine -> keys -> reuse what is known -> hand the rest to the core
+    -> publish what gets stored, write progress -> results.json, manifest.json -> remove the traces
+
+Each job has a task of its own, so that an outbox that hangs or is gone holds up nobody else. Every step may find the
+outbox away; it is then tried again, and the job's ``note`` says what it waits for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon import files, outbox
+from daemon.core import events
+from daemon.intake import give_keys
+from daemon.live_job import LiveJob
+from daemon.recorder import Recorder
+from daemon.reuse import Published, ReuseIndex
+from daemon.store import Delivery
+
+log = structlog.get_logger("dubd.job")
+
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 30.0
+PUBLISH_BATCH = 256
+
+T = TypeVar("T")
+
+
+class JobRun:
+    """Runs one job. The daemon sets ``changed`` when a segment moved, and calls ``end`` when the core is done."""
+
+    def __init__(self, job: LiveJob, daemon: Any) -> None:
+        self.job = job
+        self._daemon = daemon
+        self._recorder: Recorder = daemon.recorder
+        self._reuse: ReuseIndex = daemon.reuse
+        self._changed = anyio.Event()
+        self._all_ended = False
+        self._in_core = False
+        self._spoken_here = 0
+        self._cost_here = 0.0
+        self._dispatched_at: float | None = None
+        self._last_progress = 0.0
+        self._folder = Path()
+
+    # --- what the daemon tells it ---------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        self._changed.set()
+
+    def began(self) -> None:
+        if self._dispatched_at is None:
+            self._dispatched_at = time.monotonic()
+        self._changed.set()
+
+    def stored(self, position: int) -> None:
+        self._spoken_here += 1
+        self._cost_here += self.job.segments[position].cost
+        self._changed.set()
+
+    def end(self) -> None:
+        self._all_ended = True
+        self._changed.set()
+
+    def cancel(self) -> None:
+        """Cancel what has not been spoken."""
+        if not self.job.cancelled:
+            self.job.cancelled = True
+            self._recorder.note(self.job, {"t": "cancel"}, durable=True)
+            if self._in_core:
+                self._daemon.pool.apply(events.JobCancelled(anyio.current_time(), self.job.token))
+            self._changed.set()
+
+    def eta_s(self) -> float | None:
+        """Seconds until the last segment, if it goes on as since the first one began."""
+        if self._dispatched_at is None or not self._cost_here:
+            return None
+        left = sum(segment.cost for segment in self.job.segments if segment.status == "waiting")
+        return left / self._cost_here * (time.monotonic() - self._dispatched_at)
+
+    # --- the road -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        job = self.job
+        if not job.ended:
+            self._folder = await self._insist("taking the job's folder in the outbox", self._take)
+            if not job.taken:
+                job.taken, job.started_at = True, time.time()
+                await self._recorder.record(job, {"t": "taken", "at": job.started_at})
+            await self._know_engine()
+            await self._start()
+            await self._publish_until_all_ended()
+            await self._finish()
+        await self._remove_traces()
+
+    async def _take(self) -> Path:
+        return await anyio.to_thread.run_sync(
+            outbox.take, self._daemon.settings.paths.outbox, self.job, abandon_on_cancel=True
+        )
+
+    async def _know_engine(self) -> None:
+        """Wait until a worker has said which engine it has, or the job is cancelled."""
+        while self._daemon.pool.identity is None and not self.job.cancelled:
+            trouble = self._daemon.engine_trouble()
+            self.job.note = f"waiting for the engine: {trouble}" if trouble else "waiting for the engine to load"
+            await self._write_progress(force=True)
+            with anyio.move_on_after(1.0):
+                await self._daemon.engine_is_known.wait()
+        self.job.note = None
+
+    async def _start(self) -> None:
+        job, daemon = self.job, self._daemon
+        # What was finished before a restart is published first: should a file be missing, it is spoken again.
+        while any(job.unpublished()):
+            await self._insist("publishing", self._publish)
+        if daemon.pool.identity is not None:
+            await anyio.to_thread.run_sync(give_keys, job, daemon.pool.identity, daemon.settings.engine.options)
+            self._note_ignored(daemon.pool.identity.ignored)
+        if job.cancelled:
+            for position, live in enumerate(job.segments):
+                if live.status == "waiting":
+                    live.status = "cancelled"
+                    self._recorder.note(job, {"t": "cancelled", "p": position, "attempts": live.attempts})
+        await self._write_progress(force=True)
+        await self._reuse_known()
+        daemon.log_assignment(job)
+        self._in_core = True
+        daemon.pool.apply(
+            events.JobArrived(anyio.current_time(), job.token, job.job.priority, job.waiting())
+        )
+        if job.cancelled:
+            daemon.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
+
+    def _note_ignored(self, names: tuple[str, ...]) -> None:
+        engine = self._daemon.settings.engine.name
+        for name in names:
+            line = f"$.defaults.{name}: the {engine} engine does not use it"
+            if line not in self.job.ignored:
+                self.job.ignored.append(line)
+
+    async def _reuse_known(self) -> None:
+        """Copy what was spoken before, by content; a file that has changed since is spoken again."""
+        job = self.job
+        wanted = {live.key: p for p, live in enumerate(job.segments) if live.status == "waiting" and live.key}
+        known = await anyio.to_thread.run_sync(self._reuse.look_up, wanted)
+        pending = 0
+        for position, live in enumerate(job.segments):
+            published = known.get(live.key) if live.key and live.status == "waiting" else None
+            if published is None:
+                continue
+            delivery = await anyio.to_thread.run_sync(_copy_known, job, position, published)
+            if delivery is not None:
+                self._recorder.deliver(delivery)
+                pending += 1
+        while any(live.status == "waiting" and live.cached for live in job.segments):
+            await self._wait()
+        if pending:
+            log.info("reusing known segments", job=job.job_id, segments=pending)
+
+    async def _publish_until_all_ended(self) -> None:
+        while True:
+            published = await self._insist("publishing", self._publish)
+            if self._all_ended and not published and not any(self.job.unpublished()):
+                return
+            await self._write_progress()
+            if not published:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Until something has changed, or progress that was held back is due."""
+        pause = self._daemon.settings.service.progress_seconds
+        with anyio.move_on_after(pause if self._behind else None):
+            await self._changed.wait()
+        self._changed = anyio.Event()
+
+    async def _publish(self) -> int:
+        positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
+        if positions:
+            lost = await anyio.to_thread.run_sync(
+                _publish_batch, self._folder, self.job, positions, self._reuse, abandon_on_cancel=True
+            )
+            for position in lost:
+                self._lose(position)
+        return len(positions)
+
+    def _lose(self, position: int) -> None:
+        """A finished file is gone, which only a hand in the state folder or a damaged disk can have done."""
+        live = self.job.segments[position]
+        log.error("a finished segment's file is gone", job=self.job.job_id, index=live.segment.index)
+        live.status, live.sha256, live.frames = "waiting", None, 0
+        if self._in_core:
+            # The core has ended it; it is too late to speak it again in this run of the job.
+            live.status, live.code = "failed", "file_lost"
+            live.message = "its finished file has disappeared from the state folder; submit the job again"
+            self._recorder.note(
+                self.job,
+                {"t": "failed", "p": position, "attempts": live.attempts, "code": live.code, "message": live.message},
+            )
+
+    async def _finish(self) -> None:
+        job = self.job
+        job.ended_at = time.time()
+        await self._insist("writing the results", self._write_results)
+        await self._write_progress(force=True)
+        await self._insist("writing the manifest", self._write_manifest)
+        job.ended = True
+        await self._recorder.record(job, {"t": "end", "at": job.ended_at})
+        counts = job.counts()
+        log.info(
+            f"[Main] All done! Generated {counts['ok']}/{counts['total']} segments",
+            job=job.job_id,
+            status=job.status(),
+            **{name: counts[name] for name in ("cached", "failed", "skipped", "cancelled") if counts[name]},
+            wall_s=round(job.ended_at - (job.started_at or job.ended_at), 2),
+            audio_s=round(job.audio_s(), 2),
+        )
+        self._daemon.job_finished(job)
+
+    async def _write_manifest(self) -> None:
+        await anyio.to_thread.run_sync(
+            outbox.write_json, self._folder / "manifest.json", outbox.manifest(self.job), abandon_on_cancel=True
+        )
+
+    async def _write_results(self) -> None:
+        if self.job.job.results is not None:
+            await anyio.to_thread.run_sync(
+                outbox.write_results,
+                self._folder,
+                self.job,
+                self._daemon.settings.paths.inbox,
+                self._daemon.settings.paths.allowed_roots,
+                abandon_on_cancel=True,
+            )
+
+    async def _remove_traces(self) -> None:
+        async def forget() -> None:
+            await anyio.to_thread.run_sync(self._daemon.inbox.forget, self.job.token, abandon_on_cancel=True)
+
+        await self._insist("removing the claimed file", forget)
+        self.job.closed = True
+        self.job.journal.close()
+        await anyio.to_thread.run_sync(files.remove_tree, self.job.folder)
+
+    # --- progress -------------------------------------------------------------------------------------------
+
+    _behind = False
+
+    async def _write_progress(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._last_progress < self._daemon.settings.service.progress_seconds:
+            self._behind = True
+            return
+        self._behind = False
+        self._last_progress = now
+        value = outbox.progress(self.job, self._daemon.job_workers(self.job), time.time(), self.eta_s())
+        try:
+            await anyio.to_thread.run_sync(
+                lambda: outbox.write_json(self._folder / "progress.json", value, durable=False), abandon_on_cancel=True
+            )
+        except OSError as error:
+            # Only a look at how far it is; the next one may be written, and publishing will say what is wrong.
+            log.debug("progress could not be written", job=self.job.job_id, error=str(error))
+
+    async def _insist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step that may find the outbox or inbox away, again and again until it is done."""
+        pause = FIRST_RETRY_S
+        while True:
+            try:
+                result = await step()
+            except OSError as error:
+                if self.job.note is None or not self.job.note.startswith(what):
+                    log.error(f"{what} failed; trying again", job=self.job.job_id, error=str(error))
+                self.job.note = f"{what} failed ({error.strerror or error}); trying again"
+                await anyio.sleep(pause)
+                pause = min(pause * 2, LONGEST_RETRY_S)
+            else:
+                if self.job.note is not None and self.job.note.startswith(what):
+                    log.info(f"{what} works again", job=self.job.job_id)
+                    self.job.note = None
+                return result
+
+
+def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery | None:
+    """Copy a WAV that was published before into the job's folder; None when it is not what it was."""
+    target = job.segments_folder / f".reuse-{position}{job.suffix}"
+    try:
+        if not stat.S_ISREG(os.lstat(published.path).st_mode):
+            return None
+        if files.copy(published.path, target) != published.sha256:
+            files.remove(target)
+            return None
+    except OSError:
+        return None
+    live = job.segments[position]
+    live.cached = True
+    return Delivery(
+        job=job,
+        position=position,
+        file=target,
+        frames=published.frames,
+        sample_rate=published.sample_rate,
+        seed=published.seed,
+        truncated=published.truncated,
+        generate_s=0.0,
+        worker=-1,
+        device="",
+        attempts=live.attempts,
+        key=live.key,
+        cached=True,
+    )
+
+
+def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: ReuseIndex) -> list[int]:
+    """Publish these; the positions whose file is neither in the state folder nor, whole, in the outbox."""
+    lost: list[int] = []
+    fresh: list[Published] = []
+    for position in positions:
+        try:
+            outbox.publish(folder, job, position)
+        except FileNotFoundError:
+            if not _is_there(folder / outbox.published_name(job, position), job.segments[position].sha256):
+                lost.append(position)
+                continue
+            job.segments[position].published = True
+        live = job.segments[position]
+        if live.key and live.sha256 and live.seed is not None and job.job.task == "speak":
+            path = folder / outbox.published_name(job, position)
+            fresh.append(
+                Published(live.key, path, live.sha256, live.frames, live.sample_rate, live.seed, live.truncated)
+            )
+    files.fsync_folder(folder)
+    reuse.record(fresh, at=time.time())
+    return lost
+
+
+def _is_there(path: Path, sha256: str | None) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with open(descriptor, "rb") as file:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and hashlib.file_digest(file, "sha256").hexdigest() == sha256
