@@ -1,0 +1,353 @@
+"""Follows submitted jobs to their end: a live view on a terminal, plain lines in a pipe, a summary at the end.
+
+All that is known of a job comes from files: it lies in the inbox, then the outbox has its progress.json, then its
+manifest.json; or rejected/ has its reasons. The one difficulty is to know which manifest is ours: the same JOB_ID may
+have run before, and may run again after. A manifest is ours when it was not there before we dropped the job and its
+``received_at`` is not before the drop; where the daemon's clock differs from ours, when it is the newest one and the
+daemon no longer lists the job.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.commands.invocation import CommandFailed, ExitCode, complain
+from daemon.commands.liveness import Pulse, no_daemon_message
+from daemon.commands.reading import Document, count, identity, number, read_document, rows, table, word
+from daemon.commands.showing import console, duration, plain, plural
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from daemon.config import Settings
+    from daemon.core.job import Job
+
+POLL_SECONDS = 0.25
+
+PATIENCE_SECONDS = 30.0
+"""How long a daemon may be gone (a restart) before following gives up."""
+
+CLOCK_TOLERANCE_SECONDS = 1.0
+"""Between the file system's clock, which dates the dropped file, and the daemon's."""
+
+Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A dropped job, and what was there before it: ``earlier`` are the manifests and rejections of others."""
+
+    job_id: str
+    total: int
+    folder: Path
+    rejected: Path
+    file: Path
+    dropped_at: float
+    earlier: frozenset[Identity]
+
+    def dropped_as(self, file: Path) -> Awaited:
+        try:
+            dropped_at = file.stat().st_mtime
+        except FileNotFoundError:
+            # The daemon has claimed it already.
+            dropped_at = time.time() - CLOCK_TOLERANCE_SECONDS
+        return replace(self, file=file, dropped_at=dropped_at)
+
+
+def awaited(settings: Settings, job: Job) -> Awaited:
+    """To be made before the job is dropped."""
+    folder = settings.paths.outbox / job.job_id
+    seen = [identity(path) for path in (*_manifests(folder), *_rejections(settings.paths.rejected))]
+    return Awaited(
+        job_id=job.job_id,
+        total=len(job.segments),
+        folder=folder,
+        rejected=settings.paths.rejected,
+        file=settings.paths.inbox,
+        dropped_at=0.0,
+        earlier=frozenset(mark for mark in seen if mark is not None),
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """manifest.json and the manifest.N.json of earlier runs, oldest first, manifest.json last."""
+    parts = [(name, name.split(".")) for name in _names(folder)]
+    older = [(int(part[1]), name) for name, part in parts if _is_older(part) and part[1].isdecimal()]
+    return [*(folder / name for _, name in sorted(older)), folder / "manifest.json"]
+
+
+def _is_older(part: list[str]) -> bool:
+    return len(part) == 3 and part[0] == "manifest" and part[2] == "json"
+
+
+def _rejections(rejected: Path) -> list[Path]:
+    return [rejected / name for name in _names(rejected) if name.endswith(".error.json")]
+
+
+# --- one job -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Followed:
+    """What is known of one job now. ``manifest`` or ``reasons`` are set when it is over."""
+
+    awaited: Awaited
+    state: str = "submitted"
+    progress: Document = field(default_factory=dict)
+    manifest: Document | None = None
+    rejection: Document | None = None
+    _doubted: tuple[Identity, float] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.manifest is not None or self.rejection is not None
+
+    @property
+    def total(self) -> int:
+        return count(table(self.progress, "counts"), "total") or self.awaited.total
+
+    @property
+    def ended(self) -> int:
+        counts = table(self.manifest or self.progress, "counts")
+        return sum(count(counts, key) for key in ("ok", "failed", "skipped", "cancelled"))
+
+    def look(self, status: Document | None) -> None:
+        """Read how far it is. ``status`` is the daemon's status.json of now."""
+        if self.over:
+            return
+        self.rejection = self._own_rejection()
+        if self.rejection is not None:
+            self.state = "rejected"
+            return
+        if self.awaited.file.exists():
+            self.state = "waiting to be taken"
+            return
+        self.manifest = self._own_manifest(status)
+        if self.manifest is not None:
+            self.state = word(self.manifest, "status")
+            return
+        progress = read_document(self.awaited.folder / "progress.json")
+        if progress is not None and word(progress, "status") in ("queued", "running", "publishing"):
+            self.progress = progress
+            self.state = word(progress, "status")
+        elif self.state in ("submitted", "waiting to be taken"):
+            self.state = "taken"
+
+    def _own_rejection(self) -> Document | None:
+        for path in _rejections(self.awaited.rejected):
+            if identity(path) not in self.awaited.earlier and path.name.startswith(self.awaited.file.stem):
+                document = read_document(path)
+                if word(document, "name") in ("", self.awaited.file.name):
+                    return document
+        return None
+
+    def _own_manifest(self, status: Document | None) -> Document | None:
+        newest: tuple[Identity, Document] | None = None
+        for path in _manifests(self.awaited.folder):
+            mark = identity(path)
+            if mark is None or mark in self.awaited.earlier:
+                continue
+            document = read_document(path)
+            if document is None:
+                continue
+            received_at = number(table(document, "timings"), "received_at")
+            if received_at is None or received_at >= self.awaited.dropped_at - CLOCK_TOLERANCE_SECONDS:
+                return document
+            newest = mark, document
+        if newest is None or any(word(job, "job_id") == self.awaited.job_id for job in rows(status, "jobs")):
+            self._doubted = None
+            return None
+        # By the daemon's clock it was received before we dropped it: another's, with ours still between claim and
+        # queue; or the clocks differ. Once the daemon has not listed the job through three more looks at everything
+        # it holds (seq), it is ours.
+        mark, document = newest
+        seq = number(status, "seq") or 0.0
+        if self._doubted is None or self._doubted[0] != mark:
+            self._doubted = mark, seq
+        return document if seq >= self._doubted[1] + 3 else None
+
+
+# --- all of them -------------------------------------------------------------------------------------------
+
+
+def follow(settings: Settings, dropped: Sequence[Awaited]) -> int:
+    """Show the jobs until all are over, then say what came of them; the exit code.
+
+    Raises:
+        CommandFailed: the daemon has gone and does not come back.
+        KeyboardInterrupt: the jobs go on; that is said.
+    """
+    jobs = [Followed(one) for one in dropped]
+    terminal = console()
+    try:
+        watch(settings, jobs, terminal)
+    except KeyboardInterrupt:
+        names = ", ".join(plain(job.awaited.job_id) for job in jobs if not job.over)
+        complain(f"no longer waiting for {names}, which the daemon goes on with. 'dubd cancel JOB_ID' stops a job.")
+        raise
+    for job in jobs:
+        for line in summary(job):
+            terminal.print(line)
+    if any(job.rejection is not None for job in jobs):
+        return ExitCode.REJECTED
+    return ExitCode.OK if all(word(job.manifest, "status") == "done" for job in jobs) else ExitCode.FAILED
+
+
+def watch(settings: Settings, jobs: Sequence[Followed], terminal: Console) -> None:
+    """Until all jobs are over."""
+    show = _LiveView(terminal) if terminal.is_terminal else _PlainView(terminal)
+    pulse = Pulse(settings)
+    with show:
+        while True:
+            status = read_document(settings.paths.status)
+            for job in jobs:
+                job.look(status)
+            silent_s = pulse.silent_s()
+            show.update(jobs, silent_s)
+            if all(job.over for job in jobs):
+                return
+            if silent_s > PATIENCE_SECONDS:
+                purpose = "What was submitted is kept, and goes on when it starts again."
+                reason = f"it has gone for {silent_s:.0f} seconds"
+                raise CommandFailed(no_daemon_message(settings, reason, purpose), ExitCode.NO_DAEMON)
+            time.sleep(POLL_SECONDS)
+
+
+class _PlainView:
+    """A line when a job's state changes, and at every tenth of it what each worker is doing."""
+
+    def __init__(self, terminal: Console) -> None:
+        self._terminal = terminal
+        self._told: dict[str, tuple[str, int]] = {}
+        self._silent = False
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, jobs: Sequence[Followed], silent_s: float) -> None:
+        for job in jobs:
+            tenth = 10 * job.ended // max(job.total, 1)
+            if self._told.get(job.awaited.job_id) != (job.state, tenth):
+                self._told[job.awaited.job_id] = job.state, tenth
+                self._terminal.print(_line(job))
+                if job.state == "running":
+                    for line in _worker_lines(job):
+                        self._terminal.print(f"  {line}")
+        if (silent_s > 1) != self._silent:
+            self._silent = silent_s > 1
+            self._terminal.print("the daemon does not answer" if self._silent else "the daemon is back")
+
+
+class _LiveView:
+    """Bars and workers, refreshed in place."""
+
+    def __init__(self, terminal: Console) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=terminal, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, jobs: Sequence[Followed], silent_s: float) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        shown = [part for job in jobs for part in _bars(job)]
+        if silent_s > 1:
+            shown.append(Text(f"The daemon has not answered for {duration(silent_s)}.", style="bold red"))
+        self._live.update(Group(*shown), refresh=True)
+
+
+def _line(job: Followed) -> str:
+    share = f" {job.ended}/{job.total}" if job.progress or job.manifest else ""
+    eta = number(job.progress, "eta_s")
+    left = f", {duration(eta)} left" if eta and job.state == "running" else ""
+    note = word(job.progress, "note")
+    return f"{plain(job.awaited.job_id)}: {plain(job.state)}{share}{left}" + (f" ({plain(note)})" if note else "")
+
+
+def _worker_lines(job: Followed) -> list[str]:
+    return [
+        f"worker {plain(worker.get('worker'))} on {_device(worker)}: {plain(activity)}"
+        for worker in rows(job.progress, "workers")
+        if (activity := word(worker, "activity"))
+    ]
+
+
+def _device(worker: Document) -> str:
+    gpu = worker.get("gpu")
+    return "the CPU" if gpu is None else f"GPU {plain(gpu)}"
+
+
+def _bars(job: Followed) -> list[RenderableType]:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    eta = number(job.progress, "eta_s")
+    grid.add_row(
+        Text(plain(job.awaited.job_id), style="bold"),
+        ProgressBar(total=max(job.total, 1), completed=job.ended, width=36),
+        Text(f"{job.ended}/{job.total}"),
+        Text(plain(job.state), style="cyan"),
+        Text(f"{duration(eta)} left" if eta and job.state == "running" else ""),
+    )
+    note = word(job.progress, "note")
+    lines = [] if job.over else [*_worker_lines(job), *([plain(note)] if note else [])]
+    return [grid, *(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in lines)]
+
+
+# --- what came of it ---------------------------------------------------------------------------------------
+
+
+def summary(job: Followed) -> list[str]:
+    """The end of a job, for people."""
+    name = plain(job.awaited.job_id)
+    if job.rejection is not None:
+        reasons = rows(job.rejection, "reasons")
+        return [
+            f"{name}: rejected for {plural(len(reasons), 'reason')}",
+            *(f"  {plain(word(reason, 'path'))}: {plain(word(reason, 'message'))}" for reason in reasons),
+            f"  The file is in {plain(job.awaited.rejected)}.",
+        ]
+    counts, timings = table(job.manifest, "counts"), table(job.manifest, "timings")
+    lines = [f"{name}: {plain(word(job.manifest, 'status'))}, {_counts_in_words(counts)}"]
+    audio_s, wall_s, xrt = (number(timings, key) for key in ("audio_s", "wall_s", "xrt"))
+    if audio_s is not None:
+        pace = f", {xrt:.1f} xRT" if xrt is not None else ""
+        lines.append(f"  {duration(audio_s)} of audio in {duration(wall_s)}{pace}")
+    for segment in rows(job.manifest, "segments"):
+        if word(segment, "status") == "failed":
+            error = table(segment, "error")
+            who = f"segment {plain(segment.get('index'))} ({plain(word(segment, 'speaker'))})"
+            lines.append(f"  {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
+    lines.append(f"  {plain(job.awaited.folder)}")
+    return lines
+
+
+def _counts_in_words(counts: Document) -> str:
+    parts = [f"{count(counts, 'ok')}/{count(counts, 'total')} segments spoken"]
+    if cached := count(counts, "cached"):
+        parts.append(f"{cached} of them from before")
+    parts += [f"{amount} {key}" for key in ("failed", "skipped", "cancelled") if (amount := count(counts, key))]
+    return ", ".join(parts)

@@ -1,0 +1,194 @@
+"""``dubd status``: the daemon at a glance, from its status.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from daemon.commands import liveness
+from daemon.commands.invocation import ExitCode, Invocation, complain
+from daemon.commands.reading import Document, count, number, read_document, rows, table, word
+from daemon.commands.showing import console, duration, moment, plain, plural, size
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from daemon.config import Settings
+
+POLL_SECONDS = 0.5
+
+STYLES = {"ready": "green", "busy": "bold green", "running": "bold green", "done": "green", "starting": "yellow"} | {
+    "restarting": "yellow",
+    "partial": "yellow",
+    "draining": "yellow",
+    "cancelled": "yellow",
+    "broken": "bold red",
+    "failed": "bold red",
+}
+
+
+def execute(invocation: Invocation, *, watch: bool, as_json: bool) -> int:
+    settings = invocation.settings()
+    sight = liveness.require(settings)
+    if watch:
+        return watch_status(settings, as_json=as_json)
+    if sight.status is None:
+        complain(f"the daemon lives but has not written {settings.paths.status} yet; try again in a moment")
+        return ExitCode.FAILED
+    if as_json:
+        sys.stdout.write(settings.paths.status.read_text(encoding="utf-8"))
+    else:
+        console().print(view(sight.status))
+    return ExitCode.OK
+
+
+def watch_status(settings: Settings, *, as_json: bool) -> int:
+    """Show every new status.json until the daemon has gone."""
+    terminal = console()
+    if terminal.is_terminal and not as_json:
+        return _watch_in_place(settings, terminal)
+    pulse, seen = liveness.Pulse(settings), None
+    while pulse.silent_s() == 0:
+        status = read_document(settings.paths.status)
+        if status is not None and status.get("seq") != seen:
+            seen = status.get("seq")
+            if as_json:
+                print(json.dumps(status, ensure_ascii=False), flush=True)
+            else:
+                terminal.print(view(status))
+                sys.stdout.flush()
+        time.sleep(POLL_SECONDS)
+    return _gone()
+
+
+def _watch_in_place(settings: Settings, terminal: Console) -> int:
+    from rich.live import Live
+
+    pulse = liveness.Pulse(settings)
+    with Live(console=terminal, auto_refresh=False) as live:
+        while pulse.silent_s() == 0:
+            live.update(view(read_document(settings.paths.status) or {}), refresh=True)
+            time.sleep(POLL_SECONDS)
+    return _gone()
+
+
+def _gone() -> int:
+    complain("the daemon has stopped")
+    return ExitCode.NO_DAEMON
+
+
+def view(status: Document) -> RenderableType:
+    """status.json for people."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [_headline(status)]
+    if workers := rows(status, "workers"):
+        parts += ["", _workers(workers)]
+    if jobs := rows(status, "jobs"):
+        parts += ["", _jobs(jobs)]
+    if recent := rows(status, "recent"):
+        parts += ["", _recent(recent)]
+    warnings = [warning for warning in status.get("warnings") or [] if isinstance(warning, str)]
+    errors = [f"worker {worker.get('worker')}: {error}" for worker in workers if (error := word(worker, "error"))]
+    if warnings or errors:
+        parts += ["", *(_text(f"! {line}", "yellow") for line in (*errors, *warnings))]
+    return Group(*parts)
+
+
+def _text(value: object, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(plain(value), style=style)
+
+
+def _state(state: str) -> Text:
+    return _text(state, STYLES.get(state, ""))
+
+
+def _headline(status: Document) -> Text:
+    engine, inbox, throughput = table(status, "engine"), table(status, "inbox"), table(status, "throughput")
+    started_at, updated_at = number(status, "started_at"), number(status, "updated_at")
+    up = None if started_at is None or updated_at is None else updated_at - started_at
+    model = word(engine, "model")
+    parts = [
+        f"dubd {word(status, 'version')} {word(status, 'state')}, pid {status.get('pid')}, up {duration(up)}",
+        f"engine {word(engine, 'name')}" + (f" ({model})" if model else ""),
+        plural(count(inbox, "waiting"), "file") + " waiting in the inbox",
+    ]
+    if inbox.get("reachable") is False:
+        parts[-1] = "the inbox can't be reached"
+    pace = number(throughput, "segments_per_minute")
+    if pace:
+        parts.append(f"{pace:.0f} segments a minute, {number(throughput, 'audio_s_per_s') or 0.0:.1f} xRT")
+    return _text("; ".join(parts))
+
+
+def _new_table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        made.add_column(column.strip("<"), justify="left" if column.startswith("<") else "right", no_wrap=True)
+    made.columns[-1].overflow = "ellipsis"
+    return made
+
+
+def _workers(workers: list[Document]) -> Table:
+    made = _new_table("worker", "<device", "<state", "loads", "restarts", "memory", "in flight", "spoken", "<doing")
+    for worker in workers:
+        gpu = worker.get("gpu")
+        made.add_row(
+            _text(worker.get("worker")),
+            _text("CPU" if gpu is None else f"GPU {gpu}"),
+            _state(word(worker, "state")),
+            _text(count(worker, "loads")),
+            _text(count(worker, "restarts")),
+            _text(size(count(worker, "memory_bytes")) if count(worker, "memory_bytes") else "-"),
+            _text(f"{count(worker, 'in_flight')}/{count(worker, 'slots')}"),
+            _text(count(worker, "spoken")),
+            _text(word(worker, "activity")),
+        )
+    return made
+
+
+def ended(counts: Document) -> int:
+    """How many segments of a job have ended."""
+    return sum(count(counts, key) for key in ("ok", "failed", "skipped", "cancelled"))
+
+
+def _jobs(jobs: list[Document]) -> Table:
+    from rich.progress_bar import ProgressBar
+
+    made = _new_table("<job", "<state", "<progress", "segments", "failed", "left", "<note")
+    for job in jobs:
+        counts = table(job, "counts")
+        total, over = count(counts, "total"), ended(counts)
+        made.add_row(
+            _text(word(job, "job_id")),
+            _state(word(job, "state")),
+            ProgressBar(total=max(total, 1), completed=over, width=24),
+            _text(f"{over}/{total}"),
+            _text(count(counts, "failed")),
+            _text(duration(number(job, "eta_s"))),
+            _text(word(job, "note")),
+        )
+    return made
+
+
+def _recent(recent: list[Document]) -> Table:
+    made = _new_table("<ended", "<job", "<came out", "spoken", "failed")
+    for job in recent:
+        counts: dict[str, Any] = table(job, "counts")
+        made.add_row(
+            _text(moment(number(job, "ended_at"))),
+            _text(word(job, "job_id")),
+            _state(word(job, "status")),
+            _text(f"{count(counts, 'ok')}/{count(counts, 'total')}"),
+            _text(count(counts, "failed")),
+        )
+    return made
