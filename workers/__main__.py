@@ -76,7 +76,8 @@ def make_importable(extra_folders: list[str]) -> None:
     spec = importlib.util.spec_from_file_location(
         "workers", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["workers"] = package
     spec.loader.exec_module(package)

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 from workers.engine import Engine, EngineError, Failed, Reference, Segment, Settings, Spoken, Voice
@@ -104,7 +105,7 @@ def _serve(messages: queue.SimpleQueue[Message], writer: FrameWriter, ready: thr
     try:
         engine = _find_engine(name)(settings)
         engine.load()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - an engine's libraries raise anything; the daemon must hear why
         code = error.code if isinstance(error, EngineError) else "load_failed"
         message = str(error) if isinstance(error, EngineError) else _in_words(error)
         if not isinstance(error, EngineError):
@@ -207,7 +208,7 @@ class Desk:
                     self._step()
             except ProtocolError:
                 raise
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - SystemExit out of an engine is no reason to fall silent
                 self._give_up(error)
                 return EXIT_ENGINE_BROKE
             self._tell_pulse()
@@ -336,8 +337,8 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _find_engine(name: str) -> type[Engine]:
-    """The class of the engine.
+def _find_engine(name: str) -> Callable[[Settings], Engine]:
+    """The class of the engine, called with its settings.
 
     Raises:
         EngineError: code ``unknown_engine``.
@@ -349,7 +350,7 @@ def _find_engine(name: str) -> type[Engine]:
             "unknown_engine", f"no engine is called {name!r}: engine.name is one of {known}, or module:Class"
         )
     try:
-        return cast("type[Engine]", getattr(importlib.import_module(module_name), class_name))
+        return cast("Callable[[Settings], Engine]", getattr(importlib.import_module(module_name), class_name))
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if name not in ENGINES and (missing == module_name or module_name.startswith(missing + ".")):
