@@ -46,7 +46,7 @@ def plain_weight(layer: Any) -> Tensor:
         weight: Tensor = layer.weight.detach().float()
         return weight
     direction = direction.detach().float()
-    norm = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
     return direction * (magnitude.detach().float() / norm)
 
 

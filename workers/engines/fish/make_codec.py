@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,10 +78,16 @@ _LEVEL = 0.1
 """Root mean square of the audio: about that of speech, far from clipping."""
 
 
-def make_codec(folder: str, shape: Literal["tiny", "real"], seed: int) -> None:
+def make_codec(folder: str, shape: str, seed: int) -> None:
     """Writes codec.pth into the folder, which must exist: "real" in the shape of fish-speech's packaged codec (1.9 GB,
     as long as the published one), "tiny" of a few MB with the codec.yaml that describes it. The same seed gives
-    the same weights."""
+    the same weights.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
+    if shape not in ("tiny", "real"):
+        raise ValueError(f"a codec's shape is tiny or real, not {shape!r}")
     description = _TINY if shape == "tiny" else packaged_description()
     model = instantiate_codec(description)
     generator = torch.Generator().manual_seed(seed)
