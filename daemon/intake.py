@@ -16,7 +16,7 @@ from daemon.core.job_parser import parse_job
 from daemon.inbox import read_document, stem_of
 from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder
 from daemon.outbox import case_twin
-from daemon.references import BadReference, snapshot_reference
+from daemon.references import ReferenceRefused, snapshot_reference
 
 MAX_REASONS = 200
 
@@ -78,13 +78,13 @@ def _snapshot(
     job: Job, settings: Settings, folder: Path
 ) -> tuple[dict[str, tuple[VoiceReference, ...]], list[Reason]]:
     reasons: list[Reason] = []
-    done: dict[tuple[str | None, str | None], tuple[str, str, str] | BadReference] = {}
+    done: dict[tuple[str | None, str | None], tuple[str, str, str] | ReferenceRefused] = {}
     voices: dict[str, tuple[VoiceReference, ...]] = {}
     for number, speaker in enumerate(job.speakers):
         references = []
         for position, reference in enumerate(speaker.references):
             result = _snapshot_once(reference, settings, folder, done)
-            if isinstance(result, BadReference):
+            if isinstance(result, ReferenceRefused):
                 if len(reasons) < MAX_REASONS:
                     member = "codes" if reference.codes is not None else "audio"
                     path = f"$.speakers[{number}].references[{position}].{member}"
@@ -100,8 +100,8 @@ def _snapshot_once(
     reference: Reference,
     settings: Settings,
     folder: Path,
-    done: dict[tuple[str | None, str | None], tuple[str, str, str] | BadReference],
-) -> tuple[str, str, str] | BadReference:
+    done: dict[tuple[str | None, str | None], tuple[str, str, str] | ReferenceRefused],
+) -> tuple[str, str, str] | ReferenceRefused:
     """A recording that several speakers share is copied and checked once."""
     key = (reference.audio, reference.codes)
     if key not in done:
@@ -114,7 +114,7 @@ def _snapshot_once(
                 limits=settings.limits,
             )
             done[key] = (snapshot.path.name, snapshot.kind, snapshot.sha256)
-        except BadReference as bad:
+        except ReferenceRefused as bad:
             done[key] = bad
     return done[key]
 

@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import anyio.to_thread
 import structlog
 
 import daemon
-from daemon import files, gpus, inbox, notify
+from daemon import files, gpus, inbox
 from daemon.config import ConfigError, Settings
 from daemon.core import events
 from daemon.core.core import Core
@@ -40,6 +40,7 @@ from daemon.intake import WHATEVER_SIZE, Rejection, accept
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
 from daemon.logs import configure_logging
+from daemon.notify import Notifier, watchdog_interval
 from daemon.outbox import OutboxConflict
 from daemon.pool import Pool, Ticket
 from daemon.recorder import Recorder
@@ -71,7 +72,7 @@ class AlreadyRunning(Exception):
 class Daemon:
     """The daemon's parts and what they tell each other; ``run`` is its life."""
 
-    def __init__(self, settings: Settings, reload: Any) -> None:
+    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
         self.settings = settings
         self._reload = reload
         self._started_at = time.time()
@@ -88,6 +89,7 @@ class Daemon:
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_JOBS)
         self.state = "starting"
         self.warnings: dict[str, str] = {}
+        self._notifier = Notifier()
         self.inbox_waiting = 0
         self._worker_count = 1
         self._plan: Plan | None = None
@@ -117,7 +119,7 @@ class Daemon:
                 tasks.start_soon(self._read_inbox)
                 tasks.start_soon(self._replan)
                 tasks.start_soon(self._keep_watchdog)
-                notify.ready(self._status_line())
+                self._notifier.ready(self._status_line())
                 log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
                 async for number in signals:
                     if number == signal.SIGHUP:
@@ -142,7 +144,7 @@ class Daemon:
     async def _drain(self) -> None:
         """Let what has begun end, give back the rest, and write down that this was no crash."""
         self.state = "draining"
-        notify.stopping("finishing the segments that have begun")
+        self._notifier.stopping("finishing the segments that have begun")
         self.pool.apply(events.DispatchPaused(anyio.current_time()))
         self.pool.recall_unbegun()
         with anyio.move_on_after(self.settings.service.drain_seconds) as deadline:
@@ -646,12 +648,12 @@ class Daemon:
                 candidate = plan
 
     async def _reconfigure(self) -> None:
-        notify.reloading()
+        self._notifier.reloading()
         try:
             settings = await anyio.to_thread.run_sync(self._reload)
         except ConfigError as error:
             log.error("the new configuration is wrong; the old one stays", problems=[str(p) for p in error.problems])
-            notify.ready(self._status_line())
+            self._notifier.ready(self._status_line())
             return
         if settings.paths != self.settings.paths:
             log.warning("paths can't change while the daemon runs; restart it for that")
@@ -665,7 +667,7 @@ class Daemon:
         log.info("the configuration has been read again", workers="all anew" if workers_change else "as they are")
         await self._make_plan(restart=workers_change)
         self._look.set()
-        notify.ready(self._status_line())
+        self._notifier.ready(self._status_line())
 
     # --- signs of life --------------------------------------------------------------------------------------
 
@@ -673,12 +675,12 @@ class Daemon:
         return f"{len(self.runs)} jobs, {self.pool.spoken} segments spoken"
 
     async def _keep_watchdog(self) -> None:
-        interval = notify.watchdog_interval()
+        interval = watchdog_interval()
         while True:
-            await anyio.sleep(min(interval / 2 if interval else 10.0, 10.0))
+            await anyio.sleep(min(interval or 10.0, 10.0))
             if interval:
-                notify.watchdog()
-            notify.status(self._status_line())
+                self._notifier.watchdog()
+            self._notifier.status(self._status_line())
 
     @property
     def started_at(self) -> float:
@@ -689,8 +691,8 @@ class Daemon:
         return self._paused
 
 
-async def serve(settings: Settings, *, reload: Any) -> int:
-    """Run the daemon; the exit status. ``reload`` gives fresh Settings, for SIGHUP.
+async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
+    """Run the daemon until it is told to stop; the exit status. ``reload`` gives fresh Settings, for SIGHUP, or raises ConfigError.
 
     Raises:
         AlreadyRunning: another daemon holds the state folder.
