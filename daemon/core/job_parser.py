@@ -156,7 +156,7 @@ def _read_segments(job: Fields, speakers: Mapping[str, object], limits: Limits, 
         if index is not None and (first := positions.setdefault(index, fields.path)) != fields.path:
             fields.refuse("index", "duplicate_index", f"the index {index} is given already, in {first}")
         speaker = read_speaker_id(fields, "speaker")
-        if speaker is not None and speaker not in speakers:
+        if speaker is not None and speaker not in speakers and job.given("speakers"):
             refuse_speaker(fields, speaker)
         text = fields.text("text", limits.text_characters, required=True)
         start, end = _read_times(fields)

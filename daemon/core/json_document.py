@@ -111,10 +111,11 @@ class _Parser:
                 parse_constant=self._bad_number,
             )
         except json.JSONDecodeError as error:
-            rest = text[error.pos : error.pos + 64].strip(" \t\r\n\0")
-            cut_off = "" if rest else "; the file is empty or cut off"
-            place = f"line {error.lineno}, column {error.colno}"
-            self._reasons.add("$", "not_json", f"not JSON: {error.msg} at {place}{cut_off}")
+            what = error.msg.removesuffix(" at")
+            cut_off = what.startswith("Unterminated") or not text[error.pos : error.pos + 64].strip(" \t\r\n\0")
+            hint = "; the file is empty or cut off" if cut_off else ""
+            message = f"not JSON: {what} at line {error.lineno}, column {error.colno}{hint}"
+            self._reasons.add("$", "not_json", message)
             raise self._reasons.rejection(incomplete=True) from error
         except RecursionError as error:  # only where limits.json_depth was raised beyond what Python can follow
             self._reasons.add("$", "too_deep", "the job nests deeper than this daemon can follow")

@@ -65,7 +65,7 @@ def read_config(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: 
         JobRejected: with every reason, those noted in ``reasons`` before among them.
     """
     config = Fields(tree, "$", _CONFIG, reasons)
-    mode = config.raw("mode", required=True)
+    mode = config.raw("mode")
     if mode not in _MODES:
         near = nearest(mode, _MODES) if isinstance(mode, str) else None
         hint = f"; did you mean {quoted(near)}?" if near else ""
