@@ -91,8 +91,10 @@ def described_gpus(descriptions: Sequence[str]) -> list[Gpu]:
 
 
 def machine_gpus() -> list[Gpu]:
-    """This machine's GPUs as they are now."""
-    raise NotImplementedError
+    """This machine's GPUs as they are now, a running daemon's workers being among what others hold."""
+    from daemon.gpus import read_gpus
+
+    return list(read_gpus(set()).gpus)
 
 
 def lines(plan: Plan, assignment: Sequence[Sequence[int]]) -> list[str]:

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from daemon.commands.invocation import Invocation
+import os
+from pathlib import Path
+
+from daemon.commands.invocation import CommandFailed, Invocation
 
 
 def execute(invocation: Invocation) -> int:
     settings = invocation.settings()
 
     import anyio
+    import structlog
 
-    from daemon.service import serve
+    from daemon.config import Settings, load_settings
+    from daemon.logs import configure_logging
+    from daemon.service import AlreadyRunning, serve
+
+    folder = Path.cwd()
+
+    def reload() -> Settings:
+        """As at the start: the same options, from the same folder."""
+        return load_settings(
+            config_file=invocation.config_file, environ=os.environ, overrides=invocation.overrides, cwd=folder
+        )
 
     async def start() -> int:
-        return await serve(settings, config_args=invocation)
+        return await serve(settings, reload=reload)
 
-    return anyio.run(start)
+    configure_logging(settings.log.level, settings.log.format)
+    for warning in settings.warnings:
+        structlog.get_logger("dubd").warning(warning)
+    try:
+        return anyio.run(start)
+    except AlreadyRunning as error:
+        raise CommandFailed(str(error)) from error

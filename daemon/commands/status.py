@@ -95,7 +95,7 @@ def view(status: Document) -> RenderableType:
     warnings = [warning for warning in status.get("warnings") or [] if isinstance(warning, str)]
     errors = [f"worker {worker.get('worker')}: {error}" for worker in workers if (error := word(worker, "error"))]
     if warnings or errors:
-        parts += ["", *(_text(f"! {line}", "yellow") for line in (*errors, *warnings))]
+        parts += ["", *(_text(f"! {line}", "yellow") for line in dict.fromkeys((*errors, *warnings)))]
     return Group(*parts)
 
 
