@@ -1,0 +1,355 @@
+"""The batched decoder says what fish-speech's own model says, row by row, whoever shares the batch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fish_speech")
+
+from workers.engines.fish import decoder, noise, sampler  # noqa: E402
+from workers.engines.fish.batch import Batch, Row  # noqa: E402
+from workers.engines.fish.decoder import Cache, FastCache, Tables  # noqa: E402
+from workers.engines.fish.prompt import Prompter, read_tokenizer  # noqa: E402
+from workers.engines.fish.rows import Ended, Prompt, Rows, Start  # noqa: E402
+from workers.engines.fish.shape import read_shape  # noqa: E402
+from workers.engines.fish.weights import Weights, read_weights  # noqa: E402
+
+TOLERANCE = 1e-4
+
+
+def read(folder: Path, precision: torch.dtype = torch.float32) -> Weights:
+    shape = read_shape(str(folder))
+    prompter = Prompter(read_tokenizer(str(folder)), shape)
+    semantic = range(prompter.semantic_begin, prompter.semantic_begin + 4096)
+    return read_weights(str(folder), shape, semantic, prompter.end, torch.device("cpu"), precision)
+
+
+@pytest.fixture(scope="module")
+def weights(model_folder: Path) -> Weights:
+    return read(model_folder)
+
+
+@pytest.fixture(scope="module")
+def stock(model_folder: Path) -> Any:
+    """fish-speech's own model, in float32, with its caches for one row."""
+    from fish_speech.models.text2semantic.llama import DualARTransformer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        model = DualARTransformer.from_pretrained(str(model_folder), load_weights=True).eval()
+    model.setup_caches(1, model.config.max_seq_len, dtype=torch.float32)
+    return model
+
+
+def random_tokens(generator: np.random.Generator, weights: Weights, count: int, *, spoken: bool) -> np.ndarray:
+    """(1 + codebooks, count): frames, or text with a frame here and there."""
+    tokens = np.zeros((1 + weights.shape.codebooks, count), dtype=np.int64)
+    tokens[0] = generator.integers(0, 256, count)
+    frames = np.ones(count, dtype=bool) if spoken else generator.random(count) < 0.5
+    codes = generator.integers(0, 1024, (weights.shape.codebooks, count))
+    codes[0] = generator.integers(0, 4096, count)
+    tokens[0] = np.where(frames, codes[0] + weights.semantic_begin, tokens[0])
+    tokens[1:] = np.where(frames, codes, 0)
+    return tokens
+
+
+def stock_logits(model: Any, prompt: np.ndarray, frames: np.ndarray) -> tuple[list[Any], list[Any]]:
+    """What stock's transformers say at each step, told what to say: of the slow one over the whole vocabulary, of the fast
+    one (9, codebook size)."""
+    slow, fast = [], []
+    with torch.inference_mode():
+        for step in range(frames.shape[1] + 1):
+            if step == 0:
+                tokens, position = torch.from_numpy(prompt)[None], torch.arange(prompt.shape[1])
+            else:
+                tokens = torch.from_numpy(frames[:, step - 1])[None, :, None]
+                position = torch.tensor([prompt.shape[1] + step - 1])
+            result = model.forward_generate(tokens, position)
+            slow.append(result.logits[0, -1])
+            if step == frames.shape[1]:
+                return slow, fast
+            said = []
+            model.forward_generate_fast(result.hidden_states, torch.tensor([0]))
+            for codebook in range(1, model.config.num_codebooks):
+                x = model.fast_embeddings(torch.tensor([frames[codebook, step]]))
+                said.append(model.forward_generate_fast(x, torch.tensor([codebook]))[0, 0])
+            fast.append(torch.stack(said))
+    raise AssertionError
+
+
+def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weights, stock: Any) -> None:
+    """Rows with different prompts, joining and leaving at different steps and moved between slots, give at every step
+    the logits that stock gives for each of them alone."""
+    generator = np.random.default_rng(1)
+    tables, cache = Tables(weights), Cache(weights, 4, 256)
+    batch = Batch(4, [32, 64, 96, 128, 192, 256])
+    texts = {}
+    for key, (prompt, frames, joins) in enumerate(
+        [(5, 9, 0), (40, 4, 0), (17, 12, 2), (90, 3, 3), (2, 30, 3), (61, 8, 7)]
+    ):
+        said = (
+            random_tokens(generator, weights, prompt, spoken=False),
+            random_tokens(generator, weights, frames, spoken=True),
+        )
+        texts[key] = (*said, joins, stock_logits(stock, *said))
+    waiting = dict(texts)
+    place = dict.fromkeys(texts, 0)
+    compared = 0
+    with torch.inference_mode():
+        for step in range(60):
+            for key, (prompt, frames, joins, _) in list(waiting.items()):
+                if joins <= step and batch.free:
+                    slot = batch.join(Row(key, prompt.shape[1] - 1, 255))
+                    decoder.prefill(
+                        weights,
+                        tables,
+                        cache,
+                        torch.tensor([slot]),
+                        torch.from_numpy(prompt[:, :-1].T.copy())[None],
+                        torch.tensor([0]),
+                        batch.length_for(prompt.shape[1]),
+                    )
+                    del waiting[key]
+            for source, target in batch.moves():
+                cache.move(source, target, 256)
+            for plan in batch.plans():
+                newest = torch.zeros((plan.rows, 1 + weights.shape.codebooks), dtype=torch.int64)
+                position = torch.zeros(plan.rows, dtype=torch.int64)
+                for key in plan.keys:
+                    prompt, frames, _, _ = texts[key]
+                    said = np.concatenate([prompt[:, -1:], frames], axis=1)[:, place[key]]
+                    newest[batch.slot(key)] = torch.from_numpy(said)
+                    position[batch.slot(key)] = prompt.shape[1] - 1 + place[key]
+                hidden = decoder.slow_step(weights, tables, cache, newest, position, plan.length)
+                logits = decoder.head(weights, hidden)
+                fast = FastCache(weights, plan.rows)
+                assert weights.project_in is not None
+                decoder.fast_step(weights, fast, weights.project_in(hidden), 0)
+                codes = torch.zeros((plan.rows, weights.shape.codebooks), dtype=torch.int64)
+                for key in plan.keys:
+                    if place[key] < texts[key][1].shape[1]:
+                        codes[batch.slot(key)] = torch.from_numpy(texts[key][1][1:, place[key]])
+                residual = [
+                    decoder.fast_step(weights, fast, weights.fast_embeddings[codes[:, codebook - 1]], codebook)
+                    for codebook in range(1, weights.shape.codebooks)
+                ]
+                batch.advance(plan)
+                for key in plan.keys:
+                    _, frames, _, (slow_logits, fast_logits) = texts[key]
+                    slot, at = batch.slot(key), place[key]
+                    begin = weights.semantic_begin
+                    torch.testing.assert_close(
+                        logits[slot, :4096], slow_logits[at][begin : begin + 4096], atol=TOLERANCE, rtol=0
+                    )
+                    torch.testing.assert_close(logits[slot, 4096], slow_logits[at][weights.end], atol=TOLERANCE, rtol=0)
+                    compared += 1
+                    if at < frames.shape[1]:
+                        ours = torch.stack([row[slot] for row in residual])
+                        torch.testing.assert_close(ours, fast_logits[at][:, :1024], atol=TOLERANCE, rtol=0)
+                    place[key] += 1
+                    if at == frames.shape[1]:
+                        batch.leave(key)
+    assert compared == sum(frames.shape[1] + 1 for _, frames, _, _ in texts.values())
+
+
+def run_rows(rows: Rows, starts: list[Start]) -> dict[int, Ended]:
+    """Everything spoken, starting what fits as soon as it fits."""
+    waiting, ended = list(starts), {}
+    with torch.inference_mode():
+        while waiting or len(rows.batch):
+            if count := rows.fitting(waiting):
+                rows.start(waiting[:count])
+                del waiting[:count]
+            evicted = rows.make_room()
+            waiting += [start for start in starts if start.key in evicted]
+            for row in rows.advance():
+                ended[row.key] = row
+    return ended
+
+
+def stock_codes(
+    model: Any, weights: Weights, prompt: np.ndarray, frames: int, penalty: float, top_p: float
+) -> np.ndarray:
+    """What stock's ``generate`` says greedily, choosing among semantic tokens and the end token, up to the first end
+    token: stock itself overlooks one that comes first of all."""
+    from fish_speech.models.text2semantic.inference import generate
+
+    usual = model.forward_generate
+    allowed = torch.full((weights.shape.vocabulary,), float("-inf"))
+    allowed[weights.semantic_begin : weights.semantic_begin + weights.semantic_tokens] = 0
+    allowed[weights.end] = 0
+
+    def masked(*arguments: Any, **named: Any) -> Any:
+        result = usual(*arguments, **named)
+        result.logits = result.logits + allowed
+        return result
+
+    model.forward_generate = masked
+    try:
+        said = generate(
+            model=model,
+            prompt=torch.from_numpy(prompt),
+            max_new_tokens=frames,
+            audio_masks=None,
+            audio_parts=None,
+            temperature=1e-5,
+            top_p=top_p,
+            repetition_penalty=penalty,
+        )
+    finally:
+        del model.forward_generate
+    said = said[:, prompt.shape[1] :].numpy()
+    ends = np.flatnonzero(said[0] == weights.end)
+    return said[1:, : ends[0] if len(ends) else None]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_decoding_is_stocks(weights: Weights, stock: Any, penalty: float) -> None:
+    """Greedily, ragged rows over fewer slots than rows say what stock says: without a repetition penalty, and with one,
+    which reads the same odd window."""
+    generator = np.random.default_rng(2)
+    starts, expected = [], {}
+    penalty = sampler.as_stock_rounds(penalty)
+    for key, (prefix, suffix, limit) in enumerate([(30, 5, 40), (11, 1, 25), (64, 20, 40), (3, 9, 12), (50, 2, 33)]):
+        prompt = random_tokens(generator, weights, prefix + suffix, spoken=False)
+        starts.append(Start(key, Prompt(prompt[:, :prefix]), prompt[:, prefix:], 7, limit, 1e-5, 1.0, penalty))
+        expected[key] = stock_codes(stock, weights, prompt, limit, penalty, 1.0)
+    ended = run_rows(Rows(weights, 3, 4096, 64), starts)
+    for key, codes in expected.items():
+        assert np.array_equal(ended[key].codes, codes), key
+        assert ended[key].truncated == (codes.shape[1] == starts[key].limit)
+
+
+def test_probabilities_are_stocks(weights: Weights) -> None:
+    """Given the same logits and the same history, each choice has the chance that stock's logits_to_probs gives it."""
+    from fish_speech.models.text2semantic.inference import logits_to_probs
+
+    generator = torch.Generator().manual_seed(3)
+    for count, scale in ((4097, 4.0), (1024, 1.0), (1024, 12.0)):
+        logits = torch.randn((8, count), generator=generator) * scale
+        places = torch.randint(0, count, (8, sampler.WINDOW), generator=generator)
+        places[:, 5] = places[:, 2]
+        temperature = torch.rand((8, 1), generator=generator) + 0.3
+        top_p = torch.rand((8, 1), generator=generator)
+        top_p[0], top_p[1] = 1.0, 1e-6
+        penalty = torch.rand((8, 1), generator=generator) + 0.7
+        ours = sampler.probabilities(sampler.penalise(logits, places, penalty), temperature, top_p)
+        for row in range(8):
+            theirs = logits_to_probs(
+                logits[row].clone(),
+                temperature[row, 0],
+                top_p[row, 0],
+                penalty[row, 0],
+                previous_tokens=places[row].int(),
+            )
+            torch.testing.assert_close(ours[row], theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """Over many frames each choice is drawn as often as its chance says."""
+    draws = 40_000
+    chances = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0])
+    keys = noise.frame_keys(torch.full((draws,), noise.seed_key(5)), torch.arange(draws), 10)
+    chosen = sampler.choose(chances.expand(draws, -1), noise.exponential(keys[:, 3], torch.arange(5)))
+    share = torch.bincount(chosen, minlength=5) / draws
+    assert (share - chances).abs().max() < 0.012
+    assert share[4] == 0
+
+
+def test_noise_depends_on_seed_frame_and_codebook_alone() -> None:
+    """The same numbers come in any row of any batch; another seed, frame or codebook brings unrelated ones."""
+    seeds = torch.tensor([noise.seed_key(seed) for seed in (1, 2, 1, -(2**70))])
+    keys = noise.frame_keys(seeds, torch.tensor([4, 4, 4, 9]), 10)
+    alone = noise.frame_keys(seeds[2:3], torch.tensor([4]), 10)
+    assert torch.equal(keys[0], keys[2]) and torch.equal(keys[0], alone[0])
+    values = noise.exponential(keys.flatten(), torch.arange(512))
+    assert torch.equal(values[:10], values[20:30])
+    assert values.min() > 0 and torch.isfinite(values).all()
+    different = torch.cat([values[:20], values[30:]])
+    correlation = torch.corrcoef(different) - torch.eye(len(different))
+    assert correlation.abs().max() < 0.25
+
+
+def test_a_vocabulary_number_is_found_in_the_cut_head() -> None:
+    """Semantic tokens and the end token have their places, everything else goes nowhere."""
+    oldest = torch.tensor([[99, 100, 104, 105, 7, 0]])
+    assert sampler.penalised_semantic(oldest, 100, 105, 7, 6).tolist() == [[6, 0, 4, 6, 5, 6]]
+
+
+def test_rows_of_one_speaker_share_its_prompt(weights: Weights) -> None:
+    """A prompt is computed for the first of its rows and copied for the others: each says what it says alone."""
+    generator = np.random.default_rng(4)
+    tokens = random_tokens(generator, weights, 70, spoken=False)
+    suffixes = [random_tokens(generator, weights, size, spoken=False) for size in (3, 8, 1, 5)]
+
+    def starts(prompts: list[Prompt]) -> list[Start]:
+        return [
+            Start(key, prompts[key], suffix, 100 + key, 20, 0.7, 0.7, 1.2, mask_end=True)
+            for key, suffix in enumerate(suffixes)
+        ]
+
+    shared = Prompt(tokens)
+    together = run_rows(Rows(weights, 4, 4096, 64), starts([shared] * 4))
+    assert shared.kept is not None
+    alone = run_rows(Rows(weights, 1, 4096, 64), starts([Prompt(tokens) for _ in suffixes]))
+    for key in range(4):
+        assert np.array_equal(together[key].codes, alone[key].codes)
+        assert together[key].truncated and together[key].codes.shape == (10, 20)
+
+
+def test_steady_rows_are_bit_for_bit_the_same_in_any_company(weights: Weights) -> None:
+    """Steady rows give exactly the same hidden states, hence codes, alone and in a full batch, in any slot."""
+    generator = np.random.default_rng(5)
+    starts = [
+        Start(
+            key,
+            Prompt(random_tokens(generator, weights, int(size), spoken=False)),
+            random_tokens(generator, weights, 6, spoken=False),
+            key,
+            60,
+            0.9,
+            0.95,
+            1.1,
+            mask_end=True,
+        )
+        for key, size in enumerate(generator.integers(5, 600, 9))
+    ]
+    together = run_rows(Rows(weights, 4, 1 << 20, 64, steady=True), starts)
+    backwards = run_rows(Rows(weights, 4, 1 << 20, 64, steady=True), starts[::-1])
+    for start in starts[::4]:
+        start.prompt.kept = None
+        alone = run_rows(Rows(weights, 4, 1 << 20, 64, steady=True), [start])
+        assert np.array_equal(alone[start.key].codes, together[start.key].codes)
+    for key in together:
+        assert np.array_equal(together[key].codes, backwards[key].codes)
+
+
+def test_rows_that_outgrow_the_budget_start_again_and_say_the_same(weights: Weights) -> None:
+    """When growing rows leave no room for each other, the youngest gives way and is spoken again from its start."""
+    generator = np.random.default_rng(6)
+    starts = [
+        Start(
+            key,
+            Prompt(random_tokens(generator, weights, 490, spoken=False)),
+            random_tokens(generator, weights, 3, spoken=False),
+            key,
+            40,
+            0.8,
+            0.8,
+            1.2,
+            mask_end=True,
+        )
+        for key in range(3)
+    ]
+    cramped = Rows(weights, 3, 3 * 512, 64)
+    ended = run_rows(cramped, starts)
+    roomy = run_rows(Rows(weights, 3, 1 << 20, 64), starts)
+    assert cramped.weights is weights
+    for key in range(3):
+        assert np.array_equal(ended[key].codes, roomy[key].codes)

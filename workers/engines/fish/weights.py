@@ -1,0 +1,331 @@
+"""A checkpoint's weights: read once, checked, and laid out the way the decoder wants them.
+
+The file is mapped, not read: each weight goes straight to its precision and device, and no randomly initialised model
+is built first. On the CPU a weight that needs no change stays a view of the file, which the workers of one machine
+then share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.engine import EngineError
+from workers.engines.fish.shape import ModelShape, TransformerShape
+
+Linear = Callable[[Tensor], Tensor]
+"""(…, in) -> (…, out)"""
+
+FILES = ("config.json", "model.pth", "tokenizer.tiktoken", "special_tokens.json", "codec.pth")
+
+HEAD_MULTIPLE = 8
+"""The head's rows are padded to a multiple of this: matrix units want aligned rows, and the sampler wants at least one
+row to spare (see sampler.penalised_semantic)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block. ``qkv``: (…, width) -> (…, (heads + 2 × key/value heads) × head width), queries first, then keys, then
+    values; ``gate_and_up``: (…, width) -> (…, 2 × feed-forward). ``query_key_norm``: (heads + key/value heads, head
+    width), the two norms' weights for each head, or None."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    query_key_norm: Tensor | None
+    output: Linear
+    feed_forward_norm: Tensor
+    gate_and_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``head``: (…, width) -> (…, semantic tokens + end + padding); ``residual_head``: (…, fast width) -> (…, residual
+    codes). ``rotation``: complex64 (positions, head width / 2), rounded to bf16 as the model was trained with;
+    ``fast_rotation``: the same for the codebooks. ``embeddings``: (vocabulary, width); ``codebook_embeddings``:
+    (codebooks × codebook size, width); ``fast_embeddings``: (codebook size, fast width)."""
+
+    shape: ModelShape
+    semantic_begin: int
+    semantic_tokens: int
+    end: int
+    precision: torch.dtype
+    device: torch.device
+    embeddings: Tensor
+    codebook_embeddings: Tensor
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    head: Linear
+    rotation: Tensor
+    project_in: Linear | None
+    fast_embeddings: Tensor
+    fast_layers: tuple[Layer, ...]
+    fast_norm: Tensor
+    residual_head: Linear
+    fast_rotation: Tensor
+    bytes: int
+
+
+def check_files(folder: str) -> None:
+    """Raises EngineError "bad_checkpoint" that names every file that the folder lacks, or "no_checkpoint"."""
+    if not folder:
+        raise EngineError(
+            "no_checkpoint", "no checkpoint is configured; set engine.checkpoint to a fish-speech checkpoint's folder"
+        )
+    if not os.path.isdir(folder):
+        raise EngineError(
+            "no_checkpoint", f"there is no folder {folder}; set engine.checkpoint to the checkpoint's folder"
+        )
+    missing = [name for name in FILES if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        raise EngineError(
+            "bad_checkpoint",
+            f"{folder} has no {', no '.join(missing)}; copy or download the whole checkpoint into it",
+        )
+    empty = [name for name in FILES if os.path.getsize(os.path.join(folder, name)) == 0]
+    if empty:
+        raise EngineError(
+            "bad_checkpoint", f"{folder} holds empty files: {', '.join(empty)}; copy the checkpoint again"
+        )
+
+
+def content_id(folder: str) -> str:
+    """A short hash of what model.pth, config.json and the tokenizer say.
+
+    model.pth is a zip file whose directory holds a checksum of each weight: hashing the directory is hashing the
+    content, without reading gigabytes. A file in torch's old form is hashed whole.
+
+    Raises:
+        EngineError: "bad_checkpoint": a file can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for name in ("config.json", "tokenizer.tiktoken", "special_tokens.json"):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(hashlib.sha256(file.read()).digest())
+        path = os.path.join(folder, "model.pth")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
+                    digest.update(f"{entry.filename.partition('/')[2]}\0{entry.file_size}\0{entry.CRC}\n".encode())
+        else:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise EngineError("bad_checkpoint", f"{folder} can't be read: {error}; copy the checkpoint again") from error
+    return digest.hexdigest()[:16]
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """The weights in a file, mapped, by fish-speech's names; whatever wrapper training left around them taken off.
+
+    Raises:
+        EngineError: "bad_checkpoint": it is damaged, not whole, or not a file of weights.
+    """
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise EngineError(
+            "bad_checkpoint",
+            f"{path} can't be read as torch weights, it may be half-copied: {_first_line(error)}; copy it again",
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise EngineError("bad_checkpoint", f"{path} holds no weights by name; it is another kind of file")
+    return {str(name).removeprefix("model."): value for name, value in state.items()}
+
+
+def read_weights(
+    folder: str, shape: ModelShape, semantic: range, end: int, device: torch.device, precision: torch.dtype
+) -> Weights:
+    """The model of a checkpoint folder, ready for the decoder.
+
+    Args:
+        semantic: the numbers of the semantic tokens; ``end``: the end token's.
+
+    Raises:
+        EngineError: "bad_checkpoint": damaged, or not of this shape.
+    """
+    path = os.path.join(folder, "model.pth")
+    state = read_state(path)
+    _join_projections(state)
+    _check(path, state, shape)
+    return _Layout(state, shape, semantic, end, device, precision).weights()
+
+
+def _join_projections(state: dict[str, Tensor]) -> None:
+    """Older checkpoints keep query, key and value projections apart."""
+    for name in [name for name in state if name.endswith(".wq.weight")]:
+        stem = name.removesuffix("wq.weight")
+        parts = [state.pop(f"{stem}{part}.weight", None) for part in ("wq", "wk", "wv")]
+        if all(part is not None for part in parts):
+            state[f"{stem}wqkv.weight"] = torch.cat([part for part in parts if part is not None])
+
+
+def _check(path: str, state: dict[str, Tensor], shape: ModelShape) -> None:
+    expected = shape.weights()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {size}"
+        for name, size in expected.items()
+        if name in state and tuple(state[name].shape) != size
+    ]
+    missing = [name for name in expected if name not in state]
+    if missing or wrong:
+        detail = "; ".join(
+            ([f"{len(missing)} of {len(expected)} weights are missing, {missing[0]} first"] if missing else [])
+            + wrong[:3]
+        )
+        raise EngineError(
+            "bad_checkpoint",
+            f"{path} is not of the model that config.json describes: {detail}; put the files of one checkpoint together",
+        )
+
+
+class _Layout:
+    """Takes weights out of ``state`` one by one, so that each can be freed as soon as it lies where it should."""
+
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        shape: ModelShape,
+        semantic: range,
+        end: int,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        self._state = state
+        self._shape = shape
+        self._semantic = semantic
+        self._end = end
+        self._device = device
+        self._precision = precision
+        self._bytes = 0
+
+    def weights(self) -> Weights:
+        shape, semantic = self._shape, self._semantic
+        embeddings = self._take("embeddings.weight")
+        output = embeddings if shape.tied_head else self._state["output.weight"]
+        rows = torch.cat([output[semantic.start : semantic.stop], output[self._end : self._end + 1]])
+        rows = functional.pad(rows, (0, 0, 0, HEAD_MULTIPLE - len(rows) % HEAD_MULTIPLE))
+        project_in = None
+        if "fast_project_in.weight" in shape.weights():
+            project_in = self._linear(self._take("fast_project_in.weight"), self._take("fast_project_in.bias"))
+        return Weights(
+            shape=shape,
+            semantic_begin=semantic.start,
+            semantic_tokens=len(semantic),
+            end=self._end,
+            precision=self._precision,
+            device=self._device,
+            embeddings=embeddings,
+            codebook_embeddings=self._take("codebook_embeddings.weight"),
+            layers=tuple(self._layer(f"layers.{number}", shape.slow) for number in range(shape.slow.layers)),
+            norm=self._take("norm.weight"),
+            head=self._linear(self._place(rows)),
+            rotation=rotation(shape.positions, shape.slow.head_width, shape.rope_base).to(self._device),
+            project_in=project_in,
+            fast_embeddings=self._take("fast_embeddings.weight"),
+            fast_layers=tuple(self._layer(f"fast_layers.{number}", shape.fast) for number in range(shape.fast.layers)),
+            fast_norm=self._take("fast_norm.weight"),
+            residual_head=self._linear(self._place(self._state["fast_output.weight"][: shape.residual_codes])),
+            fast_rotation=rotation(shape.codebooks, shape.fast.head_width, shape.rope_base).to(self._device),
+            bytes=self._bytes,
+        )
+
+    def _layer(self, at: str, shape: TransformerShape) -> Layer:
+        norm = None
+        if shape.query_key_norm:
+            queries = self._take(f"{at}.attention.q_norm.weight").expand(shape.heads, -1)
+            keys = self._take(f"{at}.attention.k_norm.weight").expand(shape.key_value_heads, -1)
+            norm = torch.cat([queries, keys])
+        gate = self._state[f"{at}.feed_forward.w1.weight"]
+        up = self._state[f"{at}.feed_forward.w3.weight"]
+        return Layer(
+            attention_norm=self._take(f"{at}.attention_norm.weight"),
+            qkv=self._linear(
+                self._take(f"{at}.attention.wqkv.weight"),
+                self._take(f"{at}.attention.wqkv.bias") if shape.projection_bias else None,
+            ),
+            query_key_norm=norm,
+            output=self._linear(
+                self._take(f"{at}.attention.wo.weight"),
+                self._take(f"{at}.attention.wo.bias") if shape.output_bias else None,
+            ),
+            feed_forward_norm=self._take(f"{at}.ffn_norm.weight"),
+            gate_and_up=self._linear(self._place(torch.cat([self._place(gate), self._place(up)]))),
+            down=self._linear(self._take(f"{at}.feed_forward.w2.weight")),
+        )
+
+    def _take(self, name: str) -> Tensor:
+        return self._place(self._state[name])
+
+    def _place(self, weight: Tensor) -> Tensor:
+        placed = weight.detach().to(device=self._device, dtype=self._precision)
+        if placed is not weight:
+            self._bytes += placed.nbytes
+        return placed
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        return linear(weight, bias)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """``x @ weight.T + bias``. On the CPU in bf16 the weight is laid out once for oneDNN, which would otherwise do it in
+    each call: four times as fast at one row."""
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+        packed = _packed(weight)
+        if packed is not None:
+
+            def apply_packed(x: Tensor) -> Tensor:
+                result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+                return result
+
+            return apply_packed
+
+    def apply(x: Tensor) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    return apply
+
+
+def _packed(weight: Tensor) -> Tensor | None:
+    """The weight in oneDNN's own layout, or None where this torch can't: the operators are not public."""
+    try:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        probe = weight.new_ones(1, weight.shape[1])
+        result = torch.ops.mkldnn._linear_pointwise(probe, packed, None, "none", [], "")
+        if torch.allclose(result, functional.linear(probe, weight), rtol=0.02, atol=0.02):
+            return packed
+    except (AttributeError, RuntimeError, TypeError):
+        pass
+    return None
+
+
+def rotation(positions: int, head_width: int, base: float) -> Tensor:
+    """How far each pair of a head's elements is turned at each position: complex64 (positions, head width / 2).
+
+    Rounded to bf16 as in fish-speech's ``precompute_freqs_cis``: the model was trained with the rounded values.
+    """
+    rates = 1.0 / (base ** (torch.arange(0, head_width, 2)[: head_width // 2].float() / head_width))
+    angles = torch.outer(torch.arange(positions), rates)
+    turned = torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_complex(torch.view_as_real(turned).to(torch.bfloat16).float())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
