@@ -18,7 +18,7 @@ from daemon.core.reasons import Reasons, member, quoted
 
 _LONGEST_INTEGER = 40
 _LONGEST_FRACTION = 400
-_LEAST_VALUES_ALLOWED = 1_000_000
+_LEAST_VALUES_ALLOWED = 100_000
 _VALUES_PER_SEGMENT = 64
 
 _STRING = re.compile(rb'"[^"]*+(?:"|\Z)')
