@@ -19,7 +19,7 @@ SERVICE_PYTHON ?= $(shell for name in /usr/bin/python3 /usr/local/bin/python3 $(
 
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
-PIP_OPTIONS := --quiet --disable-pip-version-check --no-input
+PIP_OPTIONS := --quiet --quiet --disable-pip-version-check --no-input
 PIP = $(IN_VENV) -m pip install $(PIP_OPTIONS)
 
 # An environment is up to date when it holds the stamp of its Python and of the locks as they are now.
