@@ -56,7 +56,7 @@ def check(settings: Settings, reference: Path, output: Path) -> None:
     Raises:
         CommandFailed: the reference or the output is none, or the engine has no codec.
     """
-    from daemon.commands.submit import check_reference
+    from daemon.commands.reference_copies import check_reference
 
     if settings.engine.name in ("draft", "silence"):
         mend = "add --set engine.name=fish --set engine.checkpoint=FOLDER"
@@ -81,7 +81,7 @@ def encode(settings: Settings, reference: Path, codes: Path, tell: Callable[[str
     import anyio
 
     from daemon.commands.asking import WorkerSilent, ask
-    from daemon.commands.submit import content_name
+    from daemon.commands.reference_copies import content_name
 
     source = Path(os.path.realpath(reference))
     sha256 = content_name(source).partition(".")[0]

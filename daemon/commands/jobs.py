@@ -34,7 +34,7 @@ def show(jobs: list[Listed]) -> None:
 
     from daemon.commands.status import STYLES, ended
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for name, right in (("job", False), ("state", False), ("segments", True), ("failed", True), ("when", False)):
         made.add_column(name, justify="right" if right else "left", no_wrap=True)
     made.add_column("where", overflow="fold")

@@ -131,7 +131,7 @@ def _new_table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for column in columns:
         made.add_column(column.strip("<"), justify="left" if column.startswith("<") else "right", no_wrap=True)
     made.columns[-1].overflow = "ellipsis"
