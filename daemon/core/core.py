@@ -120,7 +120,7 @@ class Core:
         self._policy = policy
         self._now = 0.0
         self._commands: list[Command] = []
-        self._story: deque[Event] = deque(maxlen=STORY_EVENTS)
+        self._story: deque[Event | str] = deque(maxlen=STORY_EVENTS)
         self._supervisor = Supervisor(policy, random, lambda command: self._commands.append(command))
         self._backlog = Backlog()
         self._credits = Credits()
@@ -144,7 +144,7 @@ class Core:
             ValueError: a job of this name is present already, or a job or plan contradicts itself; nothing changed.
             ImpossibleTransition: a mistake of the core's own, told with the events that led to it.
         """
-        self._story.append(event)
+        self._story.append(_briefly(event) if isinstance(event, JobArrived) else event)
         self._commands = []
         deadline = self.next_deadline()
         if deadline is not None and event.at > deadline + LATE_S:
@@ -220,7 +220,7 @@ class Core:
 
     def story(self) -> str:
         """The last events, oldest first."""
-        return "; ".join(map(repr, self._story))
+        return "; ".join(map(str, self._story))
 
     # --- events -----------------------------------------------------------------------------------------
 
@@ -860,3 +860,8 @@ class Core:
     def _odd(self, what: str) -> None:
         self.oddities += 1
         self.last_oddity = what
+
+
+def _briefly(event: JobArrived) -> str:
+    """The event for the story, which must not keep ten thousand segments alive."""
+    return f"JobArrived(at={event.at}, job={event.job!r}, priority={event.priority}, {len(event.segments)} segments)"
