@@ -80,9 +80,9 @@ clean: ## take away the environment and the caches (never ./var)
 
 # --- The environment of the checkout -------------------------------------------------------------------------
 
-light: $(LIGHT_STAMP)
+light: $(LIGHT_STAMP) ## the environment, with the draft engine
 
-full: $(FULL_STAMP)
+full: $(FULL_STAMP) ## the environment, with torch and fish-speech too
 
 # Also made anew when its Python has gone.
 $(IN_VENV):
