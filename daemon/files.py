@@ -16,6 +16,7 @@ Nothing here logs or retries; an OSError goes to the caller, who knows whose wor
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -227,7 +228,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _forget(path: Path) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass

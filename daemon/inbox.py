@@ -14,12 +14,11 @@ import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import structlog
 import watchfiles
 
@@ -170,7 +169,9 @@ class Inbox:
         observation.parsed = True
         try:
             job = parse_job(
-                read_document(self._folder / name, self._settings.limits), stem=stem_of(name), limits=self._settings.limits
+                read_document(self._folder / name, self._settings.limits),
+                stem=stem_of(name),
+                limits=self._settings.limits,
             )
         except JobRejected as rejected:
             # What is whole and wrong need not wait; what does not parse may still be coming.
@@ -345,7 +346,13 @@ def read_document(path: Path, limits: Limits) -> bytes:
 
 
 def reject(
-    rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float, log_name: str | None = None
+    rejected: Path,
+    file: Path,
+    reasons: Sequence[Reason],
+    *,
+    job_id: str | None,
+    now: float,
+    log_name: str | None = None,
 ) -> Path:
     """Move a file to ``rejected`` and write why beside it, as NAME.error.json; where that is. ``now``: Unix time.
 
@@ -382,5 +389,3 @@ def reject(
     data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
     files.write_atomically(error, data + b"\n")
     return error
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from daemon import files
 from daemon.config import Settings
 from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, derive_seed, segment_key
-from daemon.core.job import Job, JobRejected, Limits, Parameters, Reason, Reference
+from daemon.core.job import Job, JobRejected, Limits, Reason, Reference, Segment
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_parser import parse_job
 from daemon.inbox import read_document, stem_of
@@ -74,11 +75,9 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     return LiveJob.open(folder, WHATEVER_SIZE)
 
 
-def _snapshot(
-    job: Job, settings: Settings, folder: Path
-) -> tuple[dict[str, tuple[VoiceReference, ...]], list[Reason]]:
+def _snapshot(job: Job, settings: Settings, folder: Path) -> tuple[dict[str, tuple[VoiceReference, ...]], list[Reason]]:
     reasons: list[Reason] = []
-    done: dict[tuple[str | None, str | None], tuple[str, str, str] | ReferenceRefused] = {}
+    done: dict[tuple[str | None, str | None], VoiceReference | ReferenceRefused] = {}
     voices: dict[str, tuple[VoiceReference, ...]] = {}
     for number, speaker in enumerate(job.speakers):
         references = []
@@ -90,8 +89,7 @@ def _snapshot(
                     path = f"$.speakers[{number}].references[{position}].{member}"
                     reasons.append(Reason(path, result.code, str(result)))
                 continue
-            file, kind, sha256 = result
-            references.append(VoiceReference(file, kind, sha256, reference.text))
+            references.append(dataclasses.replace(result, text=reference.text))
         voices[speaker.id] = tuple(references)
     return voices, reasons
 
@@ -100,8 +98,8 @@ def _snapshot_once(
     reference: Reference,
     settings: Settings,
     folder: Path,
-    done: dict[tuple[str | None, str | None], tuple[str, str, str] | ReferenceRefused],
-) -> tuple[str, str, str] | ReferenceRefused:
+    done: dict[tuple[str | None, str | None], VoiceReference | ReferenceRefused],
+) -> VoiceReference | ReferenceRefused:
     """A recording that several speakers share is copied and checked once."""
     key = (reference.audio, reference.codes)
     if key not in done:
@@ -113,7 +111,7 @@ def _snapshot_once(
                 folder=folder,
                 limits=settings.limits,
             )
-            done[key] = (snapshot.path.name, snapshot.kind, snapshot.sha256)
+            done[key] = VoiceReference(snapshot.path.name, snapshot.kind, snapshot.sha256, reference.text)
         except ReferenceRefused as bad:
             done[key] = bad
     return done[key]
@@ -123,38 +121,28 @@ def give_keys(job: LiveJob, engine: EngineIdentity, options: dict[str, object]) 
     """Give every segment its seed and content key, and skip those with nothing to say."""
     job.engine = engine
     content = EngineContent(engine.name, engine.version, engine.model, engine.precision, options)
-    voices = {
-        speaker: [ReferenceContent(r.kind, r.sha256, r.text) for r in references]  # type: ignore[arg-type]
-        for speaker, references in job.voices.items()
-    }
     occurrences = Occurrences()
-    defaults = job.job.parameters
     for live in job.segments:
         segment = live.segment
-        seed = segment.seed if segment.seed is not None else defaults.seed
-
-        def key(seed: int | None) -> str:
-            return segment_key(
-                text=segment.text,
-                language=job.job.language,
-                references=voices[segment.speaker],
-                parameters=Parameters(
-                    seed=seed,
-                    temperature=defaults.temperature,
-                    top_p=defaults.top_p,
-                    repetition_penalty=defaults.repetition_penalty,
-                    max_new_tokens=defaults.max_new_tokens,
-                ),
-                engine=content,
-                output=job.job.output,
-                task=job.job.task,
-            )
-
+        seed = segment.seed if segment.seed is not None else job.job.parameters.seed
         if seed is None:
-            unseeded = key(None)
+            unseeded = _key(job, segment, content, None)
             seed = derive_seed(unseeded, occurrences.next(unseeded))
         if live.status == "waiting":
             live.seed = seed
-            live.key = key(seed)
+            live.key = _key(job, segment, content, seed)
             if job.job.task == "speak" and not segment.sayable:
                 live.status = "skipped"
+
+
+def _key(job: LiveJob, segment: Segment, engine: EngineContent, seed: int | None) -> str:
+    references = [ReferenceContent(r.kind, r.sha256, r.text) for r in job.voices[segment.speaker]]
+    return segment_key(
+        text=segment.text,
+        language=job.job.language,
+        references=references,
+        parameters=dataclasses.replace(job.job.parameters, seed=seed),
+        engine=engine,
+        output=job.job.output,
+        task=job.job.task,
+    )

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -25,9 +25,12 @@ from daemon import files, outbox
 from daemon.core import events
 from daemon.intake import give_keys
 from daemon.live_job import LiveJob
-from daemon.recorder import Recorder
+from daemon.narration import Narration
 from daemon.reuse import Published, ReuseIndex
 from daemon.store import Delivery
+
+if TYPE_CHECKING:
+    from daemon.jobs import Jobs
 
 log = structlog.get_logger("dubd.job")
 
@@ -39,35 +42,38 @@ T = TypeVar("T")
 
 
 class JobRun:
-    """Runs one job. The daemon sets ``changed`` when a segment moved, and calls ``end`` when the core is done."""
+    """Runs one job. ``changed``, ``began``, ``stored`` and ``end`` tell it what has become of its segments."""
 
-    def __init__(self, job: LiveJob, daemon: Any) -> None:
+    def __init__(self, job: LiveJob, jobs: Jobs) -> None:
         self.job = job
-        self._daemon = daemon
-        self._recorder: Recorder = daemon.recorder
-        self._reuse: ReuseIndex = daemon.reuse
+        self._jobs = jobs
+        self._recorder = jobs.recorder
+        self._reuse = jobs.reuse
         self._changed = anyio.Event()
         self._all_ended = False
         self._in_core = False
-        self._spoken_here = 0
+        self._narration: Narration | None = None
         self._cost_here = 0.0
         self._dispatched_at: float | None = None
         self._last_progress = 0.0
         self._folder = Path()
 
-    # --- what the daemon tells it ---------------------------------------------------------------------------
+    # --- what it is told ---------------------------------------------------------------------------
 
     def changed(self) -> None:
         self._changed.set()
 
-    def began(self) -> None:
+    def began(self, worker: int, speaker: str) -> None:
         if self._dispatched_at is None:
             self._dispatched_at = time.monotonic()
+        if self._narration is not None:
+            self._narration.began(worker, speaker)
         self._changed.set()
 
-    def stored(self, position: int) -> None:
-        self._spoken_here += 1
+    def stored(self, position: int, worker: int) -> None:
         self._cost_here += self.job.segments[position].cost
+        if self._narration is not None:
+            self._narration.spoken(worker, self.job.segments[position].segment.speaker)
         self._changed.set()
 
     def end(self) -> None:
@@ -80,8 +86,13 @@ class JobRun:
             self.job.cancelled = True
             self._recorder.note(self.job, {"t": "cancel"}, durable=True)
             if self._in_core:
-                self._daemon.pool.apply(events.JobCancelled(anyio.current_time(), self.job.token))
+                self._jobs.pool.apply(events.JobCancelled(anyio.current_time(), self.job.token))
             self._changed.set()
+
+    @property
+    def finishing(self) -> bool:
+        """Every segment has ended; what is left takes files alone."""
+        return self._all_ended
 
     def eta_s(self) -> float | None:
         """Seconds until the last segment, if it goes on as since the first one began."""
@@ -107,27 +118,31 @@ class JobRun:
 
     async def _take(self) -> Path:
         return await anyio.to_thread.run_sync(
-            outbox.take, self._daemon.settings.paths.outbox, self.job, abandon_on_cancel=True
+            outbox.take,
+            self._jobs.settings.paths.outbox,
+            self.job,
+            abandon_on_cancel=True,
+            limiter=self._jobs.outbox_threads,
         )
 
     async def _know_engine(self) -> None:
         """Wait until a worker has said which engine it has, or the job is cancelled."""
-        while self._daemon.pool.identity is None and not self.job.cancelled:
-            trouble = self._daemon.engine_trouble()
+        while self._jobs.pool.identity is None and not self.job.cancelled:
+            trouble = self._jobs.engine_trouble()
             self.job.note = f"waiting for the engine: {trouble}" if trouble else "waiting for the engine to load"
             await self._write_progress(force=True)
             with anyio.move_on_after(1.0):
-                await self._daemon.engine_is_known.wait()
+                await self._jobs.engine_is_known.wait()
         self.job.note = None
 
     async def _start(self) -> None:
-        job, daemon = self.job, self._daemon
+        job, jobs = self.job, self._jobs
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
         while any(job.unpublished()):
             await self._insist("publishing", self._publish)
-        if daemon.pool.identity is not None:
-            await anyio.to_thread.run_sync(give_keys, job, daemon.pool.identity, daemon.settings.engine.options)
-            self._note_ignored(daemon.pool.identity.ignored)
+        if jobs.pool.identity is not None:
+            await anyio.to_thread.run_sync(give_keys, job, jobs.pool.identity, jobs.settings.engine.options)
+            self._note_ignored(jobs.pool.identity.ignored)
         if job.cancelled:
             for position, live in enumerate(job.segments):
                 if live.status == "waiting":
@@ -135,16 +150,13 @@ class JobRun:
                     self._recorder.note(job, {"t": "cancelled", "p": position, "attempts": live.attempts})
         await self._write_progress(force=True)
         await self._reuse_known()
-        daemon.log_assignment(job)
         self._in_core = True
-        daemon.pool.apply(
-            events.JobArrived(anyio.current_time(), job.token, job.job.priority, job.waiting())
-        )
+        self._narration = jobs.arrive(job)
         if job.cancelled:
-            daemon.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
+            jobs.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
 
     def _note_ignored(self, names: tuple[str, ...]) -> None:
-        engine = self._daemon.settings.engine.name
+        engine = self._jobs.settings.engine.name
         for name in names:
             line = f"$.defaults.{name}: the {engine} engine does not use it"
             if line not in self.job.ignored:
@@ -180,7 +192,7 @@ class JobRun:
 
     async def _wait(self) -> None:
         """Until something has changed, or progress that was held back is due."""
-        pause = self._daemon.settings.service.progress_seconds
+        pause = self._jobs.settings.service.progress_seconds
         with anyio.move_on_after(pause if self._behind else None):
             await self._changed.wait()
         self._changed = anyio.Event()
@@ -189,7 +201,13 @@ class JobRun:
         positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
         if positions:
             lost = await anyio.to_thread.run_sync(
-                _publish_batch, self._folder, self.job, positions, self._reuse, abandon_on_cancel=True
+                _publish_batch,
+                self._folder,
+                self.job,
+                positions,
+                self._reuse,
+                abandon_on_cancel=True,
+                limiter=self._jobs.outbox_threads,
             )
             for position in lost:
                 self._lose(position)
@@ -217,20 +235,27 @@ class JobRun:
         await self._insist("writing the manifest", self._write_manifest)
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
+        if self._narration is not None:
+            self._narration.ended()
         counts = job.counts()
+        line = f"[Main] All done! Generated {counts['ok']}/{counts['total']} segments"
         log.info(
-            f"[Main] All done! Generated {counts['ok']}/{counts['total']} segments",
+            line,
             job=job.job_id,
             status=job.status(),
             **{name: counts[name] for name in ("cached", "failed", "skipped", "cancelled") if counts[name]},
             wall_s=round(job.ended_at - (job.started_at or job.ended_at), 2),
             audio_s=round(job.audio_s(), 2),
         )
-        self._daemon.job_finished(job)
+        self._jobs.finished(job)
 
     async def _write_manifest(self) -> None:
         await anyio.to_thread.run_sync(
-            outbox.write_json, self._folder / "manifest.json", outbox.manifest(self.job), abandon_on_cancel=True
+            outbox.write_json,
+            self._folder / "manifest.json",
+            outbox.manifest(self.job),
+            abandon_on_cancel=True,
+            limiter=self._jobs.outbox_threads,
         )
 
     async def _write_results(self) -> None:
@@ -239,14 +264,17 @@ class JobRun:
                 outbox.write_results,
                 self._folder,
                 self.job,
-                self._daemon.settings.paths.inbox,
-                self._daemon.settings.paths.allowed_roots,
+                self._jobs.settings.paths.inbox,
+                self._jobs.settings.paths.allowed_roots,
                 abandon_on_cancel=True,
+                limiter=self._jobs.outbox_threads,
             )
 
     async def _remove_traces(self) -> None:
         async def forget() -> None:
-            await anyio.to_thread.run_sync(self._daemon.inbox.forget, self.job.token, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(
+                self._jobs.inbox.forget, self.job.token, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
+            )
 
         await self._insist("removing the claimed file", forget)
         self.job.closed = True
@@ -259,15 +287,17 @@ class JobRun:
 
     async def _write_progress(self, *, force: bool = False) -> None:
         now = time.monotonic()
-        if not force and now - self._last_progress < self._daemon.settings.service.progress_seconds:
+        if not force and now - self._last_progress < self._jobs.settings.service.progress_seconds:
             self._behind = True
             return
         self._behind = False
         self._last_progress = now
-        value = outbox.progress(self.job, self._daemon.job_workers(self.job), time.time(), self.eta_s())
+        value = outbox.progress(self.job, self._jobs.workers_of(self.job), time.time(), self.eta_s())
         try:
             await anyio.to_thread.run_sync(
-                lambda: outbox.write_json(self._folder / "progress.json", value, durable=False), abandon_on_cancel=True
+                lambda: outbox.write_json(self._folder / "progress.json", value, durable=False),
+                abandon_on_cancel=True,
+                limiter=self._jobs.outbox_threads,
             )
         except OSError as error:
             # Only a look at how far it is; the next one may be written, and publishing will say what is wrong.
@@ -281,13 +311,13 @@ class JobRun:
                 result = await step()
             except OSError as error:
                 if self.job.note is None or not self.job.note.startswith(what):
-                    log.error(f"{what} failed; trying again", job=self.job.job_id, error=str(error))
+                    log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
                 self.job.note = f"{what} failed ({error.strerror or error}); trying again"
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
                 if self.job.note is not None and self.job.note.startswith(what):
-                    log.info(f"{what} works again", job=self.job.job_id)
+                    log.info("works again", step=what, job=self.job.job_id)
                     self.job.note = None
                 return result
 

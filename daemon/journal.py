@@ -38,7 +38,7 @@ class Journal:
             OSError: they are not recorded; the same call may be tried again and then makes a new file.
         """
         lines = [_line(record) for record in records]
-        if self._lost or self._descriptor is None and not self._whole():
+        if self._lost or (self._descriptor is None and not self._whole()):
             self._rewrite(lines)
             return
         try:

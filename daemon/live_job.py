@@ -45,7 +45,7 @@ class VoiceReference:
     """A reference as snapshot: a file in the job's folder, by content."""
 
     file: str
-    kind: str
+    kind: Literal["audio", "codes"]
     sha256: str
     text: str
 
@@ -295,7 +295,12 @@ def spoken_record(position: int, segment: LiveSegment) -> Record:
 
 
 def build_folder(
-    state_jobs: Path, token: str, name: str, document: bytes, voices: dict[str, tuple[VoiceReference, ...]], staged: Path
+    state_jobs: Path,
+    token: str,
+    name: str,
+    document: bytes,
+    voices: dict[str, tuple[VoiceReference, ...]],
+    staged: Path,
 ) -> Path:
     """Make the accepted job's folder out of ``staged``, a hidden folder that already holds ``references/``; durable
     when this returns."""

@@ -42,7 +42,9 @@ def take(outbox: Path, job: LiveJob) -> Path:
         files.fsync_folder(outbox)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            raise OutboxConflict(f"{folder} exists and is not a folder; move it away or choose another job_id") from None
+            raise OutboxConflict(
+                f"{folder} exists and is not a folder; move it away or choose another job_id"
+            ) from None
     files.remove_leftovers(folder)
     manifest = folder / "manifest.json"
     if not job.taken and os.path.lexists(manifest):
@@ -96,7 +98,8 @@ def manifest(job: LiveJob) -> dict[str, Any]:
     """The manifest of a job whose segments have all ended."""
     counts = job.counts()
     del counts["running"]
-    assert job.started_at is not None and job.ended_at is not None
+    assert job.started_at is not None
+    assert job.ended_at is not None
     wall_s = max(job.ended_at - job.started_at, 0.0)
     audio_s = job.audio_s()
     engine = job.engine

@@ -9,7 +9,7 @@ its ticket must be out, at that worker, in that generation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,8 @@ class PoolHost(Protocol):
     async def record_try(self, job: str, position: int, tries: int) -> None:
         """Record durably that a try is about to be made. May raise OSError."""
 
-    def began(self, job: str, position: int, worker: int) -> None: ...
+    def began(self, job: str, position: int, worker: int) -> tuple[str, str]:
+        """The segment has begun; its job_id and speaker, for people."""
 
     def given_back(self, job: str, position: int) -> None: ...
 
@@ -109,7 +110,7 @@ class Pool:
         self._host = host
         self._make_transport = make_transport
         self._hello = hello
-        self._settings = settings
+        self.settings = settings
         self._handles: dict[int, Handle] = {}
         self._events: deque[Event] = deque()
         self._applying = False
@@ -177,48 +178,30 @@ class Pool:
     def pids(self) -> set[int]:
         return {handle.transport.pid for handle in self._handles.values() if handle.transport.pid is not None}
 
-    @property
-    def settings(self) -> Settings:
-        return self._settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._settings = settings
-
     def holding(self) -> int:
         """How many segments are out at workers."""
         return sum(len(handle.tickets) for handle in self._handles.values())
-
-    def busy_jobs(self) -> Mapping[str, int]:
-        """How many segments of each job have begun."""
-        counts: dict[str, int] = {}
-        for handle in self._handles.values():
-            for ticket in handle.tickets.values():
-                if ticket.began_at is not None:
-                    counts[ticket.job] = counts.get(ticket.job, 0) + 1
-        return counts
 
     def worker_rows(self) -> list[dict[str, Any]]:
         """``workers`` of status.json."""
         rows = []
         for view in self._core.worker_views():
             handle = self._handles.get(view.worker)
-            alive = handle is not None and handle.transport.pid is not None
+            shows_activity = handle is not None and (view.in_flight > 0 or view.state == "starting")
             rows.append(
                 {
                     "worker": view.worker,
                     "gpu": view.gpu,
                     "device": handle.device if handle else None,
-                    "pid": handle.transport.pid if handle and alive else None,
-                    "engine": self._settings.engine.name,
+                    "pid": handle.transport.pid if handle else None,
+                    "engine": self.settings.engine.name,
                     "state": view.state,
                     "loads": view.loads,
                     "restarts": view.restarts,
                     "slots": view.slots,
                     "in_flight": view.in_flight,
                     "spoken": view.spoken,
-                    "activity": handle.activity if handle and view.in_flight or view.state == "starting" and handle
-                    else view.state,
+                    "activity": handle.activity if handle and shows_activity else view.state,
                     "job": handle.job if handle and handle.tickets else None,
                     "speaker": handle.speaker if handle and handle.tickets else None,
                     "memory_bytes": handle.memory_bytes if handle else 0,
@@ -270,9 +253,9 @@ class Pool:
     async def _stop_worker(self, handle: Handle) -> None:
         handle.transport.send({"type": "stop"})
         handle.transport.finish()
-        await anyio.sleep(self._settings.worker.stop_grace_s)
+        await anyio.sleep(self.settings.worker.stop_grace_s)
         if self._handles.get(handle.worker) is handle:
-            self._kill(handle, f"it did not stop within {self._settings.worker.stop_grace_s:g} s")
+            self._kill(handle, f"it did not stop within {self.settings.worker.stop_grace_s:g} s")
 
     def _dispatch(self, command: Dispatch) -> None:
         handle = self._handle(command.worker, command.generation)
@@ -309,9 +292,10 @@ class Pool:
 
     async def _run_worker(self, worker: int, generation: int, gpu: int | None) -> None:
         transport, device = self._make_transport(worker, gpu)
-        handle = Handle(worker, generation, gpu, device, transport, engine=self._settings.engine.name)
+        handle = Handle(worker, generation, gpu, device, transport, engine=self.settings.engine.name)
         self._handles[worker] = handle
-        log.info("loading worker", worker=worker, gpu=gpu, device=device, engine=handle.engine)
+        line = f"[Worker {worker}] Starting on {device}, loading the {handle.engine} engine"
+        log.info(line, worker=worker, gpu=gpu)
         transport.send(self._hello(worker, device))
         reason = "stopped with the daemon"
         try:
@@ -353,8 +337,7 @@ class Pool:
                     handle.tickets[ticket.number] = Ticket(
                         ticket.number, worker, generation, ticket.job, ticket.position, ticket.attempt, ticket.file, now
                     )
-                    self._host.began(ticket.job, ticket.position, worker)
-                    handle.job = ticket.job
+                    handle.job, handle.speaker = self._host.began(ticket.job, ticket.position, worker)
                 self.apply(events.SegmentBegan(now, worker, generation, _whole(message, "ticket")))
             case "spoken" | "encoded":
                 number = _whole(message, "ticket")
@@ -396,7 +379,7 @@ class Pool:
             name=str(message["engine"]),
             version=str(message["engine_version"]),
             model=str(message["model"]),
-            precision=str(message.get("precision", self._settings.engine.precision)),
+            precision=str(message.get("precision", self.settings.engine.precision)),
             ignored=tuple(str(name) for name in message.get("ignored", ())),
         )
         handle.ready = True
@@ -405,9 +388,8 @@ class Pool:
         if self.identity is not None and self.identity != identity:
             log.warning("the engine has changed", before=self.identity.model, now=identity.model)
         self.identity = identity
-        log.info(
-            "worker has loaded", worker=handle.worker, device=handle.device, slots=slots, load_s=message.get("load_s")
-        )
+        line = f"[Worker {handle.worker}] Models loaded! Ready on {handle.device}"
+        log.info(line, worker=handle.worker, slots=slots, load_s=message.get("load_s"))
         self._host.engine_known(identity)
         self.apply(events.WorkerReady(now, handle.worker, handle.generation, slots))
 

@@ -120,8 +120,6 @@ def _write_notes(notes: Sequence[Note]) -> None:
         if not note.written and not note.job.closed:
             by_job[note.job.token].append(note)
     for group in by_job.values():
-        group[0].job.journal.append(
-            [note.record for note in group], durable=any(note.durable for note in group)
-        )
+        group[0].job.journal.append([note.record for note in group], durable=any(note.durable for note in group))
         for note in group:
             note.written = True

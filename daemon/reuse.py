@@ -76,7 +76,9 @@ class ReuseIndex:
             for start in range(0, len(wanted), _LOOKUP_BATCH):
                 batch = wanted[start : start + _LOOKUP_BATCH]
                 marks = ",".join("?" * len(batch))
-                query = f"SELECT key, path, sha256, frames, sample_rate, seed, truncated FROM spoken WHERE key IN ({marks})"
+                query = (
+                    f"SELECT key, path, sha256, frames, sample_rate, seed, truncated FROM spoken WHERE key IN ({marks})"
+                )
                 for key, path, sha256, frames, sample_rate, seed, truncated in self._connection.execute(query, batch):
                     found[key] = Published(key, Path(path), sha256, frames, sample_rate, seed, bool(truncated))
         return found

@@ -19,6 +19,7 @@ import daemon as package
 from daemon import outbox
 
 if TYPE_CHECKING:
+    from daemon.job_run import JobRun
     from daemon.service import Daemon
 
 log = structlog.get_logger("dubd.status")
@@ -65,8 +66,10 @@ class StatusWriter:
         daemon = self._daemon
         identity = daemon.pool.identity
         rows = daemon.pool.worker_rows()
-        warnings = list(daemon.warnings.values())
-        warnings += [f"worker {row['worker']}: {row['error']}" for row in rows if row["error"] and row["state"] != "ready"]
+        warnings = list(daemon.signs.warnings.values())
+        warnings += [
+            f"worker {row['worker']}: {row['error']}" for row in rows if row["error"] and row["state"] != "ready"
+        ]
         return {
             "schema": 1,
             "seq": self._seq,
@@ -76,7 +79,7 @@ class StatusWriter:
             "started_at": round(daemon.started_at, 3),
             "updated_at": round(time.time(), 3),
             "state": daemon.state,
-            "paused": daemon.paused,
+            "paused": daemon.signs.paused,
             "config": None if daemon.settings.source is None else str(daemon.settings.source),
             "engine": {
                 "name": daemon.settings.engine.name,
@@ -84,14 +87,14 @@ class StatusWriter:
                 "version": identity.version if identity else None,
             },
             "workers": rows,
-            "jobs": [self._job(run) for run in daemon.runs.values()],
-            "recent": list(daemon.recent),
-            "inbox": {"waiting": daemon.inbox_waiting, "reachable": "inbox" not in daemon.warnings},
+            "jobs": [self._job(run) for run in daemon.jobs.runs.values()],
+            "recent": list(daemon.signs.recent),
+            "inbox": {"waiting": daemon.signs.inbox_waiting, "reachable": "inbox" not in daemon.signs.warnings},
             "throughput": self._throughput(),
             "warnings": warnings,
         }
 
-    def _job(self, run: Any) -> dict[str, Any]:
+    def _job(self, run: JobRun) -> dict[str, Any]:
         job = run.job
         counts = job.counts()
         state = "queued" if job.started_at is None or job.engine is None else "running"
@@ -113,7 +116,7 @@ class StatusWriter:
         """Over the last RATE_WINDOW_S."""
         now = time.monotonic()
         spoken = self._daemon.pool.spoken
-        audio_s = self._daemon.audio_s
+        audio_s = self._daemon.signs.audio_s
         self._spoken.append((now, spoken, audio_s))
         while len(self._spoken) > 1 and now - self._spoken[0][0] > RATE_WINDOW_S:
             self._spoken.popleft()

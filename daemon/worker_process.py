@@ -8,6 +8,7 @@ the pool's credits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import subprocess
@@ -103,10 +104,8 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     def send(self, message: Message) -> None:
-        try:
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._sender.send_nowait(message)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass
 
     def finish(self) -> None:
         self._sender.close()
@@ -158,7 +157,8 @@ class WorkerProcess:
         self._outgoing.close()
 
     async def _write(self) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         stdin = self._process.stdin
         try:
             async for message in self._outgoing:
@@ -172,7 +172,8 @@ class WorkerProcess:
             pass
 
     async def _read_messages(self, on_message: OnMessage) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         decoder = FrameDecoder()
         try:
             async for data in self._process.stdout:
@@ -186,7 +187,8 @@ class WorkerProcess:
             self._process.kill()
 
     async def _read_lines(self, on_line: OnLine) -> None:
-        assert self._process is not None and self._process.stderr is not None
+        assert self._process is not None
+        assert self._process.stderr is not None
         rest = b""
         try:
             async for data in self._process.stderr:

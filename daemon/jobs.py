@@ -1,0 +1,362 @@
+"""The jobs that this daemon has taken, and all that is said about their segments.
+
+Stands between the pool, which knows tickets, and the job runs, which know files: it builds the frame that asks for
+a segment, hands what comes back to the recorder, tells the core what became of it, and keeps the line of jobs that
+share a job_id.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import structlog
+
+from daemon import files
+from daemon.config import Settings
+from daemon.core import events
+from daemon.core.core import Core
+from daemon.core.job import Reason
+from daemon.core.job_id import fold_job_id
+from daemon.inbox import Inbox
+from daemon.job_run import JobRun
+from daemon.live_job import Claim, EngineIdentity, LiveJob
+from daemon.narration import Narration
+from daemon.outbox import OutboxConflict
+from daemon.pool import Pool, Ticket
+from daemon.recorder import Recorder
+from daemon.reuse import ReuseIndex
+from daemon.store import Delivery, Spoilt
+from workers.protocol import Message
+
+log = structlog.get_logger("dubd.jobs")
+
+RECENT_JOBS = 50
+OUTBOX_THREADS = 32
+"""Threads that may wait for the outbox at one time; a share that hangs must not take those of everybody else."""
+
+SPACE_NEEDED = 64 * 1024 * 1024
+"""Bytes that must be free in state/ before work is given out again after a full disk."""
+
+SPACE_CHECK_S = 2.0
+
+
+@dataclass
+class Signs:
+    """What the parts of the daemon show to people, and how they ask for it to be shown."""
+
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What is wrong at present, by what it concerns."""
+    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))
+    """The last jobs that ended, the latest first."""
+    inbox_waiting: int = 0
+    paused: bool = False
+    """No work is given out, for want of disk space."""
+    audio_s: float = 0.0
+    """Seconds of audio made in this life of the daemon."""
+    wake: Callable[[], None] = lambda: None
+    """Something worth showing has changed."""
+
+
+class Jobs:
+    """``settings`` is replaced when the configuration is read again. ``on_room`` is called when a job has ended, so
+    that another may be taken; ``reject`` puts a job's claimed file aside."""
+
+    def __init__(
+        self, settings: Settings, inbox: Inbox, reuse: ReuseIndex, core: Core, signs: Signs, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self.settings = settings
+        self.inbox = inbox
+        self.reuse = reuse
+        self.signs = signs
+        self.recorder = Recorder(self._on_stored, self._on_spoilt, self.disk_full)
+        self.engine_is_known = anyio.Event()
+        self.outbox_threads = anyio.CapacityLimiter(OUTBOX_THREADS)
+        self.runs: dict[str, JobRun] = {}
+        self.draining = False
+        self.pool: Pool
+        self.on_room: Callable[[], None] = lambda: None
+        self.reject: Callable[[Claim, Sequence[Reason], str | None], Awaitable[None]]
+        self._core = core
+        self._tasks = tasks
+        self._lines: dict[str, list[LiveJob]] = {}
+        """Jobs of one folded job_id, in order; the first one runs."""
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    def live_ids(self) -> dict[str, str]:
+        """The job ids that are being worked on, by their folded form. Safe to call from a thread."""
+        return {folded: line[0].job_id for folded, line in list(self._lines.items()) if line}
+
+    def line(self, job_id: str) -> list[LiveJob]:
+        """The jobs of this id, whatever its case: the one that runs, then those that wait for it."""
+        return list(self._lines.get(fold_job_id(job_id), ()))
+
+    def highest_priority(self) -> int:
+        return max((run.job.job.priority for run in self.runs.values()), default=0)
+
+    def enqueue(self, job: LiveJob) -> None:
+        """Run an accepted job, after those of its job_id that came before."""
+        line = self._lines.setdefault(fold_job_id(job.job_id), [])
+        self.runs[job.token] = JobRun(job, self)
+        if not line:
+            line.append(job)
+            self._start(job)
+            return
+        # Admissions overlap; the order is that of the claims, and the first one runs already.
+        position = next((p for p, other in enumerate(line) if p and other.token > job.token), len(line))
+        line.insert(position, job)
+        job.note = "waiting for an earlier job of the same job_id"
+
+    def _start(self, job: LiveJob) -> None:
+        job.note = None
+        self._tasks.start_soon(self._run, self.runs[job.token], name=f"job {job.token}")
+
+    async def _run(self, run: JobRun) -> None:
+        job = run.job
+        try:
+            await run.run()
+        except OutboxConflict as error:
+            claim = Claim(job.token, self.inbox.claimed / job.token / job.name, job.received_at)
+            await self.reject(claim, (Reason("$.job_id", "outbox_conflict", str(error)),), job.job_id)
+            job.closed = True
+            await anyio.to_thread.run_sync(files.remove_tree, job.folder)
+        del self.runs[job.token]
+        folded = fold_job_id(job.job_id)
+        line = self._lines[folded]
+        del line[0]
+        if line:
+            self._start(line[0])
+        else:
+            del self._lines[folded]
+        self.on_room()
+
+    def finished(self, job: LiveJob) -> None:
+        """Its manifest is out."""
+        self.signs.recent.appendleft(
+            {"job_id": job.job_id, "status": job.status(), "ended_at": job.ended_at, "counts": job.counts()}
+        )
+        self.signs.wake()
+
+    def workers_of(self, job: LiveJob) -> list[dict[str, Any]]:
+        """``workers`` of a job's progress.json: those that speak it now."""
+        return [
+            {name: row[name] for name in ("worker", "gpu", "activity", "speaker", "spoken")}
+            for row in self.pool.worker_rows()
+            if row["job"] == job.job_id
+        ]
+
+    def arrive(self, job: LiveJob) -> Narration:
+        """Give the job to the core; who tells its story."""
+        self.pool.apply(events.JobArrived(anyio.current_time(), job.token, job.job.priority, job.waiting()))
+        return Narration(job, self._core.assignment(job.token))
+
+    def finishing(self) -> bool:
+        """Whether a job's last segment has ended and its manifest is not out yet."""
+        return any(run.finishing for run in self.runs.values())
+
+    def engine_trouble(self) -> str | None:
+        """Why no worker has an engine yet, as far as they have said."""
+        return next((view.error for view in self._core.worker_views() if view.error), None)
+
+    # --- PoolHost -------------------------------------------------------------------------------------------
+
+    def speak_message(self, ticket: int, token: str, position: int) -> tuple[Message, Path]:
+        job = self.runs[token].job
+        live = job.segments[position]
+        segment, parameters, output = live.segment, job.job.parameters, job.job.output
+        file = job.segments_folder / f".{ticket}{job.suffix}"
+        message: Message = {
+            "type": job.job.task,
+            "ticket": ticket,
+            "text": segment.text,
+            "language": job.job.language,
+            "voice": {
+                "id": segment.speaker,
+                "references": [
+                    {
+                        "path": str(job.folder / "references" / reference.file),
+                        "kind": reference.kind,
+                        "sha256": reference.sha256,
+                        "text": reference.text,
+                    }
+                    for reference in job.voices[segment.speaker]
+                ],
+            },
+            "parameters": {
+                "seed": live.seed,
+                "temperature": parameters.temperature,
+                "top_p": parameters.top_p,
+                "repetition_penalty": parameters.repetition_penalty,
+                "max_new_tokens": parameters.max_new_tokens,
+            },
+            "output": {"path": str(file), "sample_rate": output.sample_rate, "subtype": output.subtype},
+        }
+        return message, file
+
+    async def record_try(self, token: str, position: int, tries: int) -> None:
+        job = self.runs[token].job
+        job.segments[position].tries = tries
+        job.segments[position].alone = True
+        await self.recorder.record(job, {"t": "try", "p": position, "tries": tries})
+
+    def began(self, token: str, position: int, worker: int) -> tuple[str, str]:
+        run = self.runs[token]
+        live = run.job.segments[position]
+        live.begun = True
+        live.attempts += 1
+        self.recorder.note(run.job, {"t": "began", "p": position})
+        run.began(worker, live.segment.speaker)
+        self.signs.wake()
+        return run.job.job_id, live.segment.speaker
+
+    def given_back(self, token: str, position: int) -> None:
+        run = self.runs.get(token)
+        if run is not None and run.job.segments[position].status == "waiting":
+            run.job.segments[position].give_back()
+            self.recorder.note(run.job, {"t": "back", "p": position})
+            run.changed()
+
+    def suspected(self, token: str, position: int) -> None:
+        run = self.runs[token]
+        live = run.job.segments[position]
+        live.begun, live.suspect, live.alone = False, True, False
+        log.warning(
+            "its worker died while it was spoken; it is spoken again alone",
+            job=run.job.job_id,
+            index=live.segment.index,
+        )
+        self.recorder.note(run.job, {"t": "suspect", "p": position}, durable=True)
+
+    def delivered(self, ticket: Ticket, message: Message, device: str) -> None:
+        run = self.runs[ticket.job]
+        live = run.job.segments[ticket.position]
+        self.recorder.deliver(
+            Delivery(
+                job=run.job,
+                position=ticket.position,
+                file=ticket.file,
+                frames=_number(message["frames"]),
+                sample_rate=_number(message.get("sample_rate", 0)),
+                seed=_number(message.get("seed", live.seed or 0)),
+                truncated=bool(message.get("truncated", False)),
+                generate_s=round(float(message.get("generate_s", 0.0)), 4),
+                worker=ticket.worker,
+                device=device,
+                attempts=max(live.attempts, 1),
+                key=live.key if run.job.engine == self.pool.identity else None,
+                seeds=tuple(_number(seed) for seed in message.get("seeds", ())),
+                flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())),
+            )
+        )
+
+    def segment_ended(self, ended: events.SegmentEnded) -> None:
+        run = self.runs[ended.job]
+        live = run.job.segments[ended.position]
+        if ended.outcome != "spoken":
+            live.status = ended.outcome
+            live.begun = live.alone = False
+            live.attempts = max(live.attempts, ended.attempts)
+            live.worker, live.code, live.message = ended.worker, ended.code, ended.message
+            self.recorder.note(
+                run.job,
+                {
+                    "t": ended.outcome,
+                    "p": ended.position,
+                    "attempts": live.attempts,
+                    "worker": live.worker,
+                    "code": live.code,
+                    "message": live.message,
+                },
+                durable=True,
+            )
+            if ended.outcome == "failed":
+                log.error(
+                    "segment has failed",
+                    job=run.job.job_id,
+                    index=live.segment.index,
+                    code=ended.code,
+                    message=ended.message,
+                )
+        run.changed()
+        self.signs.wake()
+
+    def job_ended(self, token: str) -> None:
+        self.runs[token].end()
+
+    def engine_known(self, identity: EngineIdentity) -> None:
+        self.engine_is_known.set()
+        self.signs.wake()
+
+    def _on_stored(self, delivery: Delivery) -> None:
+        run = self.runs[delivery.job.token]
+        if delivery.cached:
+            run.changed()
+            return
+        run.stored(delivery.position, delivery.worker)
+        self.signs.audio_s += delivery.frames / delivery.sample_rate if delivery.sample_rate else 0.0
+        self.pool.apply(events.SegmentStored(anyio.current_time(), delivery.job.token, delivery.position))
+
+    def _on_spoilt(self, spoilt: Spoilt) -> None:
+        delivery = spoilt.delivery
+        live = delivery.job.segments[delivery.position]
+        live.begun = live.cached = False
+        log.warning(
+            "a worker's file is not what it said",
+            job=delivery.job.job_id,
+            worker=delivery.worker,
+            reason=spoilt.message,
+        )
+        if not delivery.cached:
+            self.pool.apply(
+                events.SegmentSpoilt(
+                    anyio.current_time(), delivery.job.token, delivery.position, spoilt.code, spoilt.message
+                )
+            )
+        self.runs[delivery.job.token].changed()
+
+    def disk_full(self, reason: str) -> None:
+        """Stop giving out work until there is room again."""
+        if self.signs.paused or self.draining:
+            return
+        self.signs.paused = True
+        log.error("no more work is given out until the disk takes it", reason=reason)
+        self.signs.warnings["disk"] = f"paused: {reason}"
+        self.pool.apply(events.DispatchPaused(anyio.current_time()))
+        self._tasks.start_soon(self._resume_when_there_is_room)
+
+    async def _resume_when_there_is_room(self) -> None:
+        while True:
+            await anyio.sleep(SPACE_CHECK_S)
+            if await anyio.to_thread.run_sync(self._has_room):
+                break
+        self.signs.paused = False
+        self.signs.warnings.pop("disk", None)
+        if not self.draining:
+            log.info("the disk takes files again; going on")
+            self.pool.apply(events.DispatchResumed(anyio.current_time()))
+
+    def _has_room(self) -> bool:
+        state = self.settings.paths.state
+        try:
+            if shutil.disk_usage(state).free < SPACE_NEEDED:
+                return False
+            probe = state / "probe"
+            files.write_atomically(probe, b"\0" * 65536)
+            files.remove(probe)
+        except OSError:
+            return False
+        return True
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value

@@ -1,0 +1,59 @@
+"""The log lines by which people follow a job: the assignment, and what each worker is doing for it.
+
+People of the scheme that dubd replaces watch for these very lines; programs read the fields beside them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import structlog
+
+from daemon.live_job import LiveJob
+
+log = structlog.get_logger("dubd.job")
+
+STEPS = 5
+"""A speaker's progress is told after the first segment and then at most so often, and at least every fifth segment."""
+
+
+class Narration:
+    """Tells one job. ``assignment``: worker, its speakers, how many texts, as the core has dealt them."""
+
+    def __init__(self, job: LiveJob, assignment: list[tuple[int, list[str], int]]) -> None:
+        self._job = job
+        self._dealt = {worker: texts for worker, _, texts in assignment}
+        self._speakers = {worker: speakers for worker, speakers, _ in assignment}
+        self._texts = Counter(live.segment.speaker for live in job.segments if live.status == "waiting")
+        self._spoken: Counter[str] = Counter()
+        self._by_worker: Counter[int] = Counter()
+        self._heard: dict[int, set[str]] = defaultdict(set)
+        self._say(f"[Main] Speakers: {len(job.job.speakers)}")
+        for worker, speakers, texts in assignment:
+            self._say(f"[Main] Worker {worker}: {len(speakers)} speakers, {texts} texts", speakers=speakers)
+
+    def began(self, worker: int, speaker: str) -> None:
+        """A worker has begun a segment of this speaker."""
+        heard = self._heard[worker]
+        if speaker not in heard:
+            heard.add(speaker)
+            of = max(len(self._speakers.get(worker, ())), len(heard))
+            self._say(f"[Worker {worker}] Processing Speaker {speaker} ({len(heard)}/{of})", texts=self._texts[speaker])
+
+    def spoken(self, worker: int, speaker: str) -> None:
+        """A segment of this speaker is finished."""
+        self._spoken[speaker] += 1
+        self._by_worker[worker] += 1
+        done, texts = self._spoken[speaker], self._texts[speaker]
+        if done >= texts:
+            self._say(f"[Worker {worker}] ✅ Completed Speaker {speaker}: {done} segments")
+        elif done == 1 or done % max(STEPS, texts // STEPS) == 0:
+            self._say(f"[Worker {worker}] Speaker {speaker} progress: {done}/{texts}")
+
+    def ended(self) -> None:
+        """The job's last segment has ended."""
+        for worker, spoken in sorted(self._by_worker.items()):
+            self._say(f"[Worker {worker}] ✅ All done! Processed {spoken} segments", dealt=self._dealt.get(worker, 0))
+
+    def _say(self, line: str, **fields: object) -> None:
+        log.info(line, job=self._job.job_id, **fields)

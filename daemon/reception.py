@@ -1,0 +1,203 @@
+"""What comes in: looks at the inbox, takes what has settled, accepts or rejects it, obeys cancels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import structlog
+
+from daemon import inbox as inboxes
+from daemon.config import Settings
+from daemon.core.job import Reason
+from daemon.inbox import Inbox, Look, Ready, printable
+from daemon.intake import Rejection, accept
+from daemon.jobs import SPACE_CHECK_S, Jobs, Signs
+from daemon.live_job import Claim, LiveJob
+
+log = structlog.get_logger("dubd.inbox")
+
+MAX_LIVE_JOBS = 200
+"""Jobs taken from the inbox at one time; the others wait there, where other daemons may take them too. A job of higher
+priority than every live one is taken all the same."""
+
+ADMISSIONS = 4
+"""Jobs whose references are copied and checked at one time."""
+
+WATCH_RETRY_S = 30.0
+
+
+class Reception:
+    """``settings`` is replaced when the configuration is read again."""
+
+    def __init__(self, settings: Settings, inbox: Inbox, jobs: Jobs, signs: Signs, tasks: anyio.abc.TaskGroup) -> None:
+        self.settings = settings
+        self.open = True
+        """While it is, jobs are taken; cancels are always obeyed."""
+        self._inbox = inbox
+        self._jobs = jobs
+        self._signs = signs
+        self._tasks = tasks
+        self._wake = anyio.Event()
+        self._admissions = anyio.CapacityLimiter(ADMISSIONS)
+        self._admitting = 0
+        self._unknown_cancels: dict[str, float] = {}
+        self._reachable = True
+
+    def look_soon(self) -> None:
+        self._wake.set()
+
+    # --- looking --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        while True:
+            pause = await self._look_once()
+            with anyio.move_on_after(pause):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+
+    async def _look_once(self) -> float:
+        """One look, and what follows from it; seconds until the next."""
+        folder = str(self.settings.paths.inbox)
+        try:
+            look = await anyio.to_thread.run_sync(self._inbox.look, time.monotonic(), abandon_on_cancel=True)
+            await self._act(look)
+        except OSError as error:
+            if self._reachable:
+                log.error("the inbox can't be reached; trying on", inbox=folder, error=str(error))
+            self._reachable = False
+            self._signs.warnings["inbox"] = f"the inbox can't be reached: {error.strerror or error}"
+            return self.settings.inbox.scan_seconds
+        if not self._reachable:
+            log.info("the inbox is back", inbox=folder)
+        self._reachable = True
+        self._signs.warnings.pop("inbox", None)
+        if look.more:
+            return 0.0
+        until_due = max(look.next_due - time.monotonic(), 0.01) if look.next_due is not None else float("inf")
+        return min(self.settings.inbox.scan_seconds, until_due)
+
+    async def _act(self, look: Look) -> None:
+        self._signs.inbox_waiting = look.waiting
+        for name in look.cancels:
+            await self._obey_cancel(name)
+        for item in look.ready:
+            full = len(self._jobs.runs) + self._admitting >= MAX_LIVE_JOBS
+            if not self.open or self._signs.paused or (full and item.priority <= self._jobs.highest_priority()):
+                return
+            claim = await anyio.to_thread.run_sync(self._inbox.claim, item)
+            if claim is not None:
+                self.admit(claim, item)
+
+    async def watch(self) -> None:
+        """File system events wake the scan; when they fail or the folder is another one, the watch is made anew."""
+        while True:
+            if not self.settings.inbox.watch:
+                await anyio.sleep(self.settings.inbox.scan_seconds)
+                continue
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._cancel_when_replaced, tasks.cancel_scope, self._inbox.identity())
+                try:
+                    async for _ in self._inbox.changes():
+                        self._wake.set()
+                except Exception as error:  # noqa: BLE001 - a name that is not UTF-8, no inotify left: the scan goes on
+                    log.warning("file system events have failed; the scan goes on", error=repr(error))
+                    await anyio.sleep(WATCH_RETRY_S)
+                await anyio.sleep(self.settings.inbox.scan_seconds)
+                tasks.cancel_scope.cancel()
+
+    async def _cancel_when_replaced(self, scope: anyio.CancelScope, identity: tuple[int, int] | None) -> None:
+        """A watch on a folder that has been removed and made anew stays silent for ever."""
+        while await anyio.to_thread.run_sync(self._inbox.identity, abandon_on_cancel=True) == identity:  # noqa: ASYNC110 - there is no event for it
+            await anyio.sleep(self.settings.inbox.scan_seconds)
+        scope.cancel()
+
+    # --- taking ---------------------------------------------------------------------------------------------
+
+    def admit(self, claim: Claim, item: Ready | None = None) -> None:
+        """Accept or reject a claimed file, soon."""
+        self._admitting += 1
+        self._tasks.start_soon(self._admit, claim, () if item is None else item.reasons)
+
+    async def _admit(self, claim: Claim, reasons: Sequence[Reason]) -> None:
+        name = printable(claim.name)
+        try:
+            if reasons:
+                await self.reject(claim, reasons, None)
+                return
+            async with self._admissions:
+                result = await self._accept(claim)
+            if isinstance(result, LiveJob):
+                line = f"[Main] Total tasks: {len(result.segments)}"
+                log.info(line, job=result.job_id, name=name)
+                self._jobs.enqueue(result)
+            elif result.incomplete and await self._put_back(claim):
+                log.info("a job file changed while it was taken; waiting for it", name=name)
+            else:
+                await self.reject(claim, result.reasons, result.job_id)
+        finally:
+            self._admitting -= 1
+            self._wake.set()
+
+    async def _accept(self, claim: Claim) -> LiveJob | Rejection:
+        while True:
+            try:
+                result = await anyio.to_thread.run_sync(
+                    accept, claim, self.settings, self._jobs.live_ids, abandon_on_cancel=True
+                )
+            except OSError as error:
+                name = printable(claim.name)
+                log.error("a job could not be accepted yet; trying again", name=name, error=str(error))
+                self._signs.warnings["accept"] = f"{name} can't be accepted yet: {error}"
+                await anyio.sleep(SPACE_CHECK_S)
+            else:
+                self._signs.warnings.pop("accept", None)
+                return result
+
+    async def _put_back(self, claim: Claim) -> bool:
+        """Give a file back to the inbox if it has been written to since it settled."""
+        try:
+            touched = time.time() - claim.file.stat().st_mtime < self.settings.inbox.settle_seconds
+            if touched:
+                await anyio.to_thread.run_sync(self._inbox.put_back, claim)
+        except OSError:
+            return False
+        return touched
+
+    async def reject(self, claim: Claim, reasons: Sequence[Reason], job_id: str | None) -> None:
+        """Put a claimed file into ``rejected`` with the reasons beside it, however long that takes."""
+        name = printable(claim.name)
+
+        def put_aside() -> Path:
+            error = inboxes.reject(self.settings.paths.rejected, claim.file, reasons, job_id=job_id, now=time.time())
+            self._inbox.forget(claim.token)
+            return error
+
+        while True:
+            try:
+                error = await anyio.to_thread.run_sync(put_aside, abandon_on_cancel=True)
+                break
+            except OSError as failure:
+                log.error("a rejected job could not be put aside; trying again", name=name, error=str(failure))
+                await anyio.sleep(SPACE_CHECK_S)
+        first = [f"{reason.path}: {reason.message}" for reason in reasons[:5]]
+        log.warning("rejected", name=name, see=str(error), reasons=first, more=max(0, len(reasons) - 5))
+
+    async def _obey_cancel(self, name: str) -> None:
+        line = self._jobs.line(name[: -len(".cancel")])
+        if not line:
+            # Its job may be settling, or being taken, at this moment.
+            since = self._unknown_cancels.setdefault(name, time.monotonic())
+            patience = self.settings.inbox.settle_seconds + self.settings.inbox.grace_seconds
+            if time.monotonic() - since < patience:
+                return
+            log.warning("there is no such job to cancel", name=printable(name))
+        for job in line:
+            log.info("cancelling", job=job.job_id)
+            self._jobs.runs[job.token].cancel()
+        self._unknown_cancels.pop(name, None)
+        await anyio.to_thread.run_sync(self._inbox.remove_cancel, name)
