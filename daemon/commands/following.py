@@ -2,9 +2,9 @@
 
 All that is known of a job comes from files: it lies in the inbox, then the outbox has its progress.json, then its
 manifest.json; or rejected/ has its reasons. The one difficulty is to know which manifest is ours: the same JOB_ID may
-have run before, and may run again after. A manifest is ours when it was not there before we dropped the job and its
-``received_at`` is not before the drop; where the daemon's clock differs from ours, when it is the newest one and the
-daemon no longer lists the job.
+have run before, may be running now, and may run again after. A manifest is ours when it was not there before we
+dropped the job, the job.json beside it is what we dropped, and its ``received_at`` is not before the drop; where the
+daemon's clock is behind ours, the last counts as met when the daemon no longer lists the job.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 30.0
 """How long a daemon may be gone (a restart) before following gives up."""
 
-CLOCK_TOLERANCE_SECONDS = 1.0
-"""Between the file system's clock, which dates the dropped file, and the daemon's."""
+CLOCK_TOLERANCE_SECONDS = 0.05
+"""Between the clock that dates the dropped file, which moves in ticks of some milliseconds, and the daemon's. Not more:
+a job of the same id may have been taken just before."""
 
 Identity = tuple[int, int, int]
 
@@ -48,15 +49,12 @@ class Awaited:
     rejected: Path
     file: Path
     dropped_at: float
+    document: Document
     earlier: frozenset[Identity]
 
-    def dropped_as(self, file: Path) -> Awaited:
-        try:
-            dropped_at = file.stat().st_mtime
-        except FileNotFoundError:
-            # The daemon has claimed it already.
-            dropped_at = time.time() - CLOCK_TOLERANCE_SECONDS
-        return replace(self, file=file, dropped_at=dropped_at)
+    def dropped_as(self, file: Path, dropped_at: float, document: Document) -> Awaited:
+        """The same, with what is known after the drop: the name in the inbox, the file's own time, what was asked."""
+        return replace(self, file=file, dropped_at=dropped_at, document=document)
 
 
 def awaited(settings: Settings, job: Job) -> Awaited:
@@ -70,6 +68,7 @@ def awaited(settings: Settings, job: Job) -> Awaited:
         rejected=settings.paths.rejected,
         file=settings.paths.inbox,
         dropped_at=0.0,
+        document={},
         earlier=frozenset(mark for mark in seen if mark is not None),
     )
 
@@ -154,10 +153,14 @@ class Followed:
         return None
 
     def _own_manifest(self, status: Document | None) -> Document | None:
-        newest: tuple[Identity, Document] | None = None
+        # In this order: the daemon moves an old manifest.json away before it writes a new job.json.
+        asked = read_document(self.awaited.folder / "job.json")
+        early: tuple[Identity, Document] | None = None
         for path in _manifests(self.awaited.folder):
             mark = identity(path)
             if mark is None or mark in self.awaited.earlier:
+                continue
+            if path.name == "manifest.json" and asked is not None and asked != self.awaited.document:
                 continue
             document = read_document(path)
             if document is None:
@@ -165,14 +168,13 @@ class Followed:
             received_at = number(table(document, "timings"), "received_at")
             if received_at is None or received_at >= self.awaited.dropped_at - CLOCK_TOLERANCE_SECONDS:
                 return document
-            newest = mark, document
-        if newest is None or any(word(job, "job_id") == self.awaited.job_id for job in rows(status, "jobs")):
+            early = mark, document
+        if early is None or any(word(job, "job_id") == self.awaited.job_id for job in rows(status, "jobs")):
             self._doubted = None
             return None
-        # By the daemon's clock it was received before we dropped it: another's, with ours still between claim and
-        # queue; or the clocks differ. Once the daemon has not listed the job through three more looks at everything
-        # it holds (seq), it is ours.
-        mark, document = newest
+        # Received before it was dropped: another's, with ours between its claim and the daemon's list; or the daemon's
+        # clock is behind. Once the daemon has not listed the job in three more of its status.json, it is ours.
+        mark, document = early
         seq = number(status, "seq") or 0.0
         if self._doubted is None or self._doubted[0] != mark:
             self._doubted = mark, seq

@@ -145,16 +145,17 @@ def drop(submission: Submission, settings: Settings) -> Awaited:
             make_copy(source, references / name, mode)
         files.fsync_folder(references)
     before = awaited(settings, submission.job)
-    dropped = _drop_file(submission, inbox, mode)
+    file, dropped_at = _drop_file(submission, inbox, mode)
     for source, name in submission.copies.items():
         # Another submission may have cleared an old copy away between our look at it and the job's arrival.
         if not (references / name).exists():
             make_copy(source, references / name, mode)
-    return before.dropped_as(dropped)
+    return before.dropped_as(file, dropped_at, json.loads(_document_bytes(submission, file.name)))
 
 
-def _drop_file(submission: Submission, inbox: Path, mode: int) -> Path:
-    """The job file in the inbox: named by its id, with a number where that name is somebody else's."""
+def _drop_file(submission: Submission, inbox: Path, mode: int) -> tuple[Path, float]:
+    """The job file in the inbox, named by its id, with a number where that name is somebody else's; and its time, as
+    the inbox's file system has it."""
     from daemon import files
 
     stem = submission.job.job_id
@@ -162,22 +163,23 @@ def _drop_file(submission: Submission, inbox: Path, mode: int) -> Path:
     try:
         for number in range(1, 1000):
             name = f"{stem}.json" if number == 1 else f"{stem}-{number}.json"
-            renamed = name != f"{submission.file.stem}.json"
-            files.write_atomically(temporary, _document_bytes(submission, renamed=renamed), mode=mode)
+            files.write_atomically(temporary, _document_bytes(submission, name), mode=mode)
             set_mode(temporary, mode)
+            dropped_at = temporary.stat().st_mtime
             try:
                 files.rename_new(temporary, inbox / name)
             except FileExistsError:
                 continue
             files.fsync_folder(inbox)
-            return inbox / name
+            return inbox / name, dropped_at
     finally:
         files.remove(temporary)
     raise CommandFailed(f"{inbox} is full of jobs called {plain(stem)}; see 'dubd doctor'", ExitCode.REJECTED)
 
 
-def _document_bytes(submission: Submission, *, renamed: bool) -> bytes:
-    """The job as it is dropped: as it was written, unless something in it had to be changed."""
+def _document_bytes(submission: Submission, name: str) -> bytes:
+    """The job as it is dropped under ``name``: as it was written, unless something in it had to be changed."""
+    renamed = name != f"{submission.file.stem}.json"
     if not submission.copies and not renamed:
         return submission.raw
     document = dict(submission.document)
