@@ -163,8 +163,8 @@ class Pulse:
         self._beat_seconds = beat_seconds
         self.in_flight = 0
         self.activity = "loading"
-        self.activity_wanted = False
-        """Set after each beat, so that the main thread asks its engine once a beat and not once a step."""
+        self.activity_wanted = True
+        """Set by each beat, so that the main thread asks its engine once a beat and not once a step."""
 
     def run(self) -> None:
         """The beat thread."""
@@ -307,9 +307,12 @@ class Desk:
 
     def _tell_pulse(self) -> None:
         self._pulse.in_flight = len(self._held) + len(self._running)
-        if self._pulse.activity_wanted or not self._pulse.in_flight:
+        if not self._pulse.in_flight:
+            self._pulse.activity = "idle"
+            self._pulse.activity_wanted = True
+        elif self._pulse.activity_wanted:
             self._pulse.activity_wanted = False
-            self._pulse.activity = self._engine.activity() if self._running else "idle"
+            self._pulse.activity = self._engine.activity()
 
 
 def _engine_error(ticket: int, error: BaseException) -> Failed:
@@ -370,7 +373,7 @@ def _parse_hello(message: Message) -> tuple[str, Settings, float]:
         chosen = message["engine"]
         known = {field.name for field in dataclasses.fields(Settings)}
         settings = Settings(
-            **{key: value for key, value in chosen.items() if key in known},
+            **{key: value for key, value in chosen.items() if key in known and value is not None},
             **{key: message[key] for key in ("device", "threads", "memory_bytes", "cache") if key in message},
         )
         return str(chosen["name"]), settings, max(0.01, float(message.get("beat_seconds", 1.0)))

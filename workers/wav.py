@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from workers.engine import EngineError
 
@@ -34,33 +35,32 @@ def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sampl
 
     if not soundfile.check_format("WAV", subtype):
         raise EngineError("unsupported_output", f"a WAV can't have the subtype {subtype!r}; PCM_16 suits most")
+    # In memory first: of an error in a file object libsndfile knows only that there was one.
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate, subtype=subtype, format="WAV")
+    content = buffer.getbuffer()
+    if subtype in ("FLOAT", "DOUBLE"):
+        _erase_peak_time(content)
     try:
-        # A file object of ours: libsndfile sees only writes, and the operating system's error comes through.
-        with open(path, "wb+") as file:
-            soundfile.write(file, samples, sample_rate, subtype=subtype, format="WAV")
-            if subtype in ("FLOAT", "DOUBLE"):
-                _erase_peak_time(file)
+        with open(path, "wb") as file:
+            file.write(content)
     except OSError as error:
-        raise EngineError(
-            "write_failed", f"{path} can't be written: {error.strerror or error}", retryable=True
-        ) from error
-    except soundfile.LibsndfileError as error:
-        raise EngineError("write_failed", f"{path} can't be written: {error}", retryable=True) from error
+        reason = error.strerror or str(error)
+        raise EngineError("write_failed", f"{path} can't be written: {reason}", retryable=True) from error
 
 
-def _erase_peak_time(file: BinaryIO) -> None:
+def _erase_peak_time(content: memoryview) -> None:
     """libsndfile stamps the time of writing into a PEAK chunk (version, time, then a pair a channel); equal samples
     are to be equal files."""
-    file.seek(12)
-    while len(header := file.read(8)) == 8:
-        name, size = struct.unpack("<4sI", header)
+    start = 12
+    while start + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, start)
         if name == b"PEAK":
-            file.seek(4, 1)
-            file.write(bytes(4))
+            content[start + 12 : start + 16] = bytes(4)
             return
         if name == b"data":
             return
-        file.seek(size + size % 2, 1)
+        start += 8 + size + size % 2
 
 
 def silent_wav(frames: int, sample_rate: int, subtype: str) -> bytes:

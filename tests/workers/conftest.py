@@ -8,7 +8,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +19,61 @@ from workers.protocol import PROTOCOL_VERSION, FrameDecoder, Message, encode_fra
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "workers" / "__main__.py"
+ENGINES = ROOT / "tests" / "engines"
 PATIENCE_S = 30.0
 """How long a test waits for what must come; a failure takes this long, a success never does."""
 
 
 class WorkerUnderTest:
-    """A worker process and the daemon's ends of its pipes."""
+    """A worker process and the daemon's ends of its pipes. ``launcher`` is a command that starts the worker as a child
+    of its own, given to it as arguments; then ``process`` is the launcher."""
 
     def __init__(
-        self, engine: str, folder: Path, *, python: str = sys.executable, paths: tuple[Path, ...] = ()
+        self,
+        engine: str,
+        folder: Path,
+        *,
+        python: str = sys.executable,
+        paths: Sequence[Path] = (),
+        launcher: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
         self.stderr_path = folder / f"stderr-{time.monotonic_ns()}"
         self._decoder = FrameDecoder()
         self._messages: list[Message] = []
-        self._next_ticket = 0
-        arguments = [python, str(SCRIPT)]
-        for path in (ROOT / "tests" / "engines", *paths):
+        self._tickets = 0
+        arguments = [*launcher, python, str(SCRIPT)]
+        for path in (ENGINES, *paths):
             arguments += ["--path", str(path)]
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=folder
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=cwd or folder,
+                env=None if environment is None else {**os.environ, **environment},
             )
 
     @property
     def stderr(self) -> str:
         return self.stderr_path.read_text("utf-8", "replace")
 
-    def hello(self, *, slots: int = 0, beat_seconds: float = 60.0, options: dict[str, Any] | None = None) -> None:
+    def hello(
+        self,
+        *,
+        slots: int = 0,
+        beat_seconds: float = 60.0,
+        options: Message | None = None,
+        protocol: int = PROTOCOL_VERSION,
+    ) -> None:
         self.send(
             {
                 "type": "hello",
-                "protocol": PROTOCOL_VERSION,
+                "protocol": protocol,
                 "worker": 0,
                 "engine": {
                     "name": self.engine,
@@ -82,40 +105,35 @@ class WorkerUnderTest:
         self.process.stdin.write(data)
         self.process.stdin.flush()
 
-    def speak(
-        self,
-        text: str,
-        *,
-        language: str = "en",
-        voice: Message | None = None,
-        sample_rate: int | None = None,
-        subtype: str = "PCM_16",
-        seed: int = 1,
-    ) -> int:
-        """Send a segment; its ticket. The WAV is to come at ``wav(ticket)``."""
-        self._next_ticket += 1
-        self.send(
-            {
-                "type": "speak",
-                "ticket": self._next_ticket,
-                "text": text,
-                "language": language,
-                "voice": voice or {"id": "anna", "references": []},
-                "parameters": {
-                    "seed": seed,
-                    "temperature": 0.7,
-                    "top_p": 0.7,
-                    "repetition_penalty": 1.2,
-                    "max_new_tokens": 1024,
-                },
-                "output": {
-                    "path": str(self.wav(self._next_ticket)),
-                    "sample_rate": sample_rate,
-                    "subtype": subtype,
-                },
-            }
-        )
-        return self._next_ticket
+    def message(self, text: str, **changes: Any) -> Message:
+        """A ``speak`` with a ticket of its own. The WAV is to come at ``wav(ticket)``. ``changes`` replace language,
+        voice, sample_rate or subtype."""
+        self._tickets += 1
+        return {
+            "type": "speak",
+            "ticket": self._tickets,
+            "text": text,
+            "language": changes.get("language", "en"),
+            "voice": changes.get("voice", {"id": "anna", "references": []}),
+            "parameters": {
+                "seed": changes.get("seed", 1),
+                "temperature": 0.7,
+                "top_p": 0.7,
+                "repetition_penalty": 1.2,
+                "max_new_tokens": 1024,
+            },
+            "output": {
+                "path": str(self.wav(self._tickets)),
+                "sample_rate": changes.get("sample_rate"),
+                "subtype": changes.get("subtype", "PCM_16"),
+            },
+        }
+
+    def speak(self, text: str, **changes: Any) -> int:
+        """Send a segment; its ticket."""
+        message = self.message(text, **changes)
+        self.send(message)
+        return int(message["ticket"])
 
     def wav(self, ticket: int) -> Path:
         return self.folder / f"{self.process.pid}-{ticket}.tmp"
@@ -129,10 +147,17 @@ class WorkerUnderTest:
                 if (not kinds or message["type"] in kinds) and ticket in (None, message.get("ticket")):
                     return self._messages.pop(place)
             if not self._read_more(deadline):
-                pytest.fail(f"no {' or '.join(kinds)} came from the worker; its stderr:\n{self.stderr}")
+                pytest.fail(f"the worker ended without {' or '.join(kinds)}; its stderr:\n{self.stderr}")
 
     def answer(self, ticket: int) -> Message:
         return self.receive("spoken", "failed", "cancelled", "encoded", ticket=ticket)
+
+    def say(self, text: str, **changes: Any) -> bytes:
+        """Have a segment spoken; the bytes of its WAV."""
+        ticket = self.speak(text, **changes)
+        answer = self.answer(ticket)
+        assert answer["type"] == "spoken", answer
+        return self.wav(ticket).read_bytes()
 
     def rest(self) -> list[Message]:
         """Every message until the worker closes its output."""
@@ -169,6 +194,25 @@ class WorkerUnderTest:
                 stream.close()
 
 
+def descendants(pid: int) -> list[int]:
+    """Child processes of ``pid`` and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def wait_until_ended(descriptors: Sequence[int]) -> None:
+    """Wait for processes, by their pidfds, and close those; a zombie nobody reaps has ended as well."""
+    for descriptor in descriptors:
+        try:
+            if not select.select([descriptor], [], [], PATIENCE_S)[0]:
+                pytest.fail("a process is still alive")
+        finally:
+            os.close(descriptor)
+
+
 StartWorker = Callable[..., WorkerUnderTest]
 
 
@@ -185,3 +229,11 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         worker.end()
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment that has nothing but the standard library."""
+    folder = tmp_path_factory.mktemp("bare") / "environment"
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
+    return str(folder / "bin" / "python")

@@ -75,7 +75,7 @@ def find_character(voice: Voice, cache: str) -> Character:
     out_of_reach = {name: max(lowest - f0_hz, f0_hz - highest, 0.0) for name, (lowest, highest) in variants.items()}
     nearest = min(out_of_reach.values())
     variant = dice.choose([name for name, distance in out_of_reach.items() if distance == nearest])
-    return Character(variant, rate=160 + dice.below(31), range=40 + dice.below(26), f0_hz=f0_hz)
+    return Character(variant, rate=160 + dice.below(31), range=42 + dice.below(19), f0_hz=f0_hz)
 
 
 class Dice:

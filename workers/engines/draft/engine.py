@@ -26,14 +26,29 @@ VERSION = "1"
 """Of what this package makes of espeak-ng; to be counted up when the same segment sounds different than before."""
 
 SCALE_TEXT = "12, 345, 67. 89 10."
-"""Spoken to learn how a voice's pitch parameter sounds. Every language of espeak-ng reads numbers, and their median
-frequency lies within some 5 % of that of its sentences."""
-SCALE_PITCHES = (0, 25, 50, 75, 99)
+"""Spoken to learn how a voice's pitch parameter sounds. Almost every language of espeak-ng reads numbers, and
+their median frequency lies within some 5 % of that of its sentences."""
+SCALE_TEXTS = {"sit/cmn": "他昨天买了一本很有意思的书，你叫什么名字？"}
+"""Where it does not: the tones of Mandarin's numbers are lower than those of its sentences."""
+SCALE_LANGUAGE = "gmw/en-US"
+"""Whose numbers stand in for those of a language that can't read them."""
+SCALE_PITCHES = (25, 50, 99)
+"""The lowest are left out: there the voice creaks, and half of it is not heard as voiced."""
+SCALE_RATE = 175
+SCALE_RANGE = 50
+"""The pace and the liveliness that espeak-ng has by itself. Neither moves the median: it makes up for the latter."""
+PITCH_OCTAVE = 50
+"""espeak-ng's pitch parameter doubles a voice's base frequency every 50 steps (pitch_adjust_tab in wavegen.c)."""
+
+Scale = list[tuple[float, int]]
+"""Median frequencies in Hz, each with the pitch parameter it was heard at; two at least."""
 
 SAMPLE_RATES = (4_000, 192_000)
 """The lowest and the highest that a WAV is made in, in Hz."""
 WAIT_S = 0.02
 """How long a step waits for the speaking process; a segment that comes meanwhile waits as long."""
+MOST_SLOTS = 64
+"""More gain nothing, and might fill the socket of the speaking process both ways."""
 REMEMBERED = 4_096
 """Voices whose character is kept in memory."""
 
@@ -50,7 +65,7 @@ class DraftEngine:
 
     def __init__(self, settings: Settings) -> None:
         # Forks share the cores among themselves; the second half keeps the first's place busy while a WAV is written.
-        self.slots = settings.slots or max(2, 2 * settings.threads)
+        self.slots = min(MOST_SLOTS, settings.slots or max(2, 2 * settings.threads))
         self._cache = settings.cache
         self._mouth: Mouth | None = None
         self._running: dict[int, tuple[Segment, float]] = {}
@@ -58,7 +73,7 @@ class DraftEngine:
         self._ended: list[Spoken | Failed] = []
         """What the next step has to tell."""
         self._characters: dict[tuple[tuple[str, str, str], ...], Character] = {}
-        self._scales: dict[tuple[str, Character], int] = {}
+        self._scales: dict[str, Scale] = {}
         self._tuning = 0
 
     def load(self) -> None:
@@ -132,26 +147,27 @@ class DraftEngine:
             character = find_character(segment.voice, self._cache)
             if len(self._characters) >= REMEMBERED:
                 self._characters.clear()
-                self._scales.clear()
             self._characters[segment.voice.key] = character
         voice = f"{language}+{character.variant}"
-        pitch = self._find_pitch(voice, character)
+        pitch = invert_scale(self._scale(voice), character.f0_hz)
         return Utterance(voice, plain_text(segment.text), pitch, character.rate, character.range)
 
-    def _find_pitch(self, voice: str, character: Character) -> int:
-        """The pitch parameter, 0 to 99, at which the voice has the character's frequency.
+    def _scale(self, voice: str) -> Scale:
+        """How high the voice is at SCALE_PITCHES; measured once.
 
         Raises:
             EngineError: the voice can't be heard.
         """
-        known = self._scales.get((voice, character))
+        known = self._scales.get(voice)
         if known is not None:
             return known
         heard: dict[int, NDArray[np.int16]] = {}
+        language, plus, variant = voice.rpartition("+")
+        text = SCALE_TEXTS.get(language, SCALE_TEXT)
         for pitch in SCALE_PITCHES:
             # Tickets count up from 0: below it is room for what nobody asked for.
             self._tuning -= 1
-            self._open_mouth.say(self._tuning, Utterance(voice, SCALE_TEXT, pitch, character.rate, character.range))
+            self._open_mouth.say(self._tuning, Utterance(voice, text, pitch, SCALE_RATE, SCALE_RANGE))
             heard[self._tuning] = np.empty(0, np.int16)
         left = set(heard)
         while left:
@@ -163,14 +179,13 @@ class DraftEngine:
                     raise EngineError(result.code, result.message, retryable=result.retryable)
                 heard[number] = result
         frequencies = [median_f0(samples.astype(np.float32), self.sample_rate) for samples in heard.values()]
-        scale = [(np.log(hertz), pitch) for hertz, pitch in zip(frequencies, SCALE_PITCHES, strict=True) if hertz]
-        if not scale:
-            return SCALE_PITCHES[len(SCALE_PITCHES) // 2]
-        # A higher parameter never lowers the voice; a frequency that says so was misheard.
-        rising = np.maximum.accumulate([hertz for hertz, _ in scale])
-        pitch = round(float(np.interp(np.log(character.f0_hz), rising, [pitch for _, pitch in scale])))
-        self._scales[voice, character] = pitch
-        return pitch
+        scale = [(hertz, pitch) for hertz, pitch in zip(frequencies, SCALE_PITCHES, strict=True) if hertz is not None]
+        if len(scale) < 2 and language != SCALE_LANGUAGE:
+            scale = self._scale(SCALE_LANGUAGE + plus + variant)
+        if len(scale) < 2:
+            raise EngineError("engine_error", f"no pitch can be heard in espeak-ng's voice {voice!r}")
+        self._scales[voice] = scale
+        return scale
 
     def _collect(self, timeout_s: float) -> list[tuple[int, NDArray[np.int16] | Unspoken]]:
         """Write what has been spoken; what belongs to no segment is given back."""
@@ -198,6 +213,17 @@ class DraftEngine:
         except EngineError as error:
             return Failed(segment.ticket, error.code, str(error), error.retryable)
         return Spoken(segment.ticket, len(samples), rate, segment.seed, time.perf_counter() - started)
+
+
+def invert_scale(scale: Scale, f0_hz: float) -> int:
+    """The pitch parameter, 0 to 99, at which a voice of this scale has ``f0_hz``, or the nearest it can get. Over 2 **
+    (parameter / PITCH_OCTAVE) the frequency is a straight line, laid through the scale by least squares."""
+    bases = [2.0 ** (pitch / PITCH_OCTAVE) for _, pitch in scale]
+    slope, start = np.polyfit(bases, [hertz for hertz, _ in scale], 1)
+    if slope <= 0.0:
+        return SCALE_PITCHES[1]
+    base = np.clip((f0_hz - start) / slope, 1.0, 2.0 ** (99 / PITCH_OCTAVE))
+    return round(PITCH_OCTAVE * float(np.log2(base)))
 
 
 def plain_text(text: str) -> str:

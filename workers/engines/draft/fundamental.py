@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from workers.engines.draft.resample import resample
 
-LOWEST_HZ = 55.0
+LOWEST_HZ = 45.0
 HIGHEST_HZ = 500.0
-"""The range of speaking voices, children's included."""
+"""The range of speaking voices, from the ends of a deep voice's sentences to children."""
 
 ANALYSIS_RATE = 8_000
 """Hz. Keeps some ten harmonics of a voice; interpolation makes up for the coarse lags."""

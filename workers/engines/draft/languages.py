@@ -23,10 +23,10 @@ SAME_LANGUAGE = {
     "in": "id", "iw": "he", "mo": "ro", "nn": "nb", "sh": "sr",
 }  # fmt: skip
 
-LATIN_AMERICA = frozenset(
-    ["ar", "bo", "br", "bz", "cl", "co", "cr", "cu", "do", "ec", "gt", "hn", "mx", "ni", "pa", "pe", "pr", "py", "sv"]
-    + ["us", "uy", "ve"]
-)
+LATIN_AMERICA = frozenset({
+    "ar", "bo", "br", "bz", "cl", "co", "cr", "cu", "do", "ec", "gt",
+    "hn", "mx", "ni", "pa", "pe", "pr", "py", "sv", "us", "uy", "ve",
+})  # fmt: skip
 """Regions whose Spanish has es-419 for a parent, in Unicode's CLDR (supplemental data, parentLocales)."""
 
 CANTONESE_REGIONS = frozenset({"hk", "mo"})
@@ -46,9 +46,14 @@ def find_voice(tag: str, voices: Sequence[ListedVoice]) -> str:
             known = by_tag.get(language.lower())
             if known is None or priority < known[0]:
                 by_tag[language.lower()] = (priority, identifier)
-    for candidate in _candidates(tag):
+    candidates = _candidates(tag)
+    for candidate in candidates:
         if candidate in by_tag:
             return by_tag[candidate][1]
+    # Some languages are there in one narrow variety only.
+    varieties = [found for known, found in by_tag.items() if known.startswith(candidates[-1] + "-")]
+    if candidates[-1] and varieties:
+        return min(varieties)[1]
     near = _nearest(tag, by_tag, voices)
     raise EngineError(
         "unsupported_language",

@@ -22,9 +22,9 @@ from workers.engines.draft import zygote
 START_S = 30.0
 """How long the speaking process may take to initialise; it takes 0.1 s."""
 SPEAK_S = 60.0
-"""How long an utterance may take before its fork is killed. espeak-ng speaks an hour in about 5 s."""
-LONGEST_S = 3_600
-"""The most audio of one utterance: 2,000 characters, read out one by one, take a quarter of an hour."""
+"""How long an utterance may take before its fork is killed. espeak-ng speaks half an hour in about 2 s."""
+LONGEST_S = 1_800
+"""The most audio of one utterance: 2,000 characters that espeak-ng reads out by their names take 10 minutes."""
 
 Samples = NDArray[np.int16]
 
@@ -162,6 +162,8 @@ class Mouth:
                 return Unspoken("too_long", f"the text takes over {LONGEST_S} s to speak; split it", False)
             if code == zygote.EXIT_NO_VOICE:
                 return Unspoken("engine_error", "espeak-ng has the voice in its list but can't load it", False)
+            if code == zygote.EXIT_NO_FORK:
+                return Unspoken("engine_error", "there is no memory, or no process, left to speak in", True)
             if code != 0:
                 return Unspoken("engine_error", f"espeak-ng could not speak the text (status {code})", True)
             size = os.fstat(file).st_size

@@ -44,6 +44,8 @@ BUFFER_MS = 500
 EXIT_NO_VOICE = 10
 EXIT_NOT_SPOKEN = 11
 EXIT_TOO_LONG = 12
+EXIT_NO_FORK = 13
+"""As if a fork had ended so: there was none, for want of memory or processes."""
 
 CPU_SECONDS = 300
 """The kernel's own limit on a fork, should nobody be there to kill it."""
@@ -190,10 +192,14 @@ class Zygote:
                     os.kill(pid, signal.SIGKILL)
             return
         (file,) = files
-        pid = os.fork()
-        if pid == 0:
-            self._live(request, file)
-        self._forks[pid] = request["speak"]
+        try:
+            pid = os.fork()
+        except OSError:
+            self._tell(request["speak"], EXIT_NO_FORK << 8)
+        else:
+            if pid == 0:
+                self._live(request, file)
+            self._forks[pid] = request["speak"]
         os.close(file)
 
     def _live(self, request: dict[str, Any], file: int) -> NoReturn:
@@ -214,7 +220,10 @@ class Zygote:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            self._connection.send(json.dumps({"ended": self._forks.pop(pid), "status": status}).encode())
+            self._tell(self._forks.pop(pid), status)
+
+    def _tell(self, identity: int, status: int) -> None:
+        self._connection.send(json.dumps({"ended": identity, "status": status}).encode())
 
 
 def main() -> None:
