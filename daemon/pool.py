@@ -116,6 +116,7 @@ class Pool:
         self._applying = False
         self._tasks: anyio.abc.TaskGroup | None = None
         self._oddities = 0
+        self._draining = False
         self._ending = False
         self.identity: EngineIdentity | None = None
         self.spoken = 0
@@ -157,7 +158,8 @@ class Pool:
     # --- the end --------------------------------------------------------------------------------------------
 
     def recall_unbegun(self) -> None:
-        """Ask every worker to give back what it has not begun."""
+        """Ask every worker to give back what it has not begun: the daemon drains."""
+        self._draining = True
         for handle in self._handles.values():
             for ticket in handle.tickets.values():
                 if ticket.began_at is None:
@@ -195,7 +197,8 @@ class Pool:
                     "device": handle.device if handle else None,
                     "pid": handle.transport.pid if handle else None,
                     "engine": self.settings.engine.name,
-                    "state": view.state,
+                    # Its GPU is free and it starts again with the next job: to others it is ready.
+                    "state": "ready" if view.state == "released" else view.state,
                     "loads": view.loads,
                     "restarts": view.restarts,
                     "slots": view.slots,
@@ -274,7 +277,12 @@ class Pool:
             self._host.disk_full(f"a try could not be recorded: {error}")
             self.apply(
                 events.SegmentReleased(
-                    anyio.current_time(), command.worker, command.generation, command.ticket, began=False
+                    anyio.current_time(),
+                    command.worker,
+                    command.generation,
+                    command.ticket,
+                    began=False,
+                    blameless=True,
                 )
             )
             return
@@ -358,7 +366,7 @@ class Pool:
                 if ticket is not None:
                     self._host.given_back(ticket.job, ticket.position)
                 began = bool(message.get("began", False))
-                self.apply(events.SegmentReleased(now, worker, generation, number, began))
+                self.apply(events.SegmentReleased(now, worker, generation, number, began, blameless=self._draining))
             case "hello":
                 if message.get("protocol") != PROTOCOL_VERSION:
                     handle.failure = (
@@ -403,7 +411,7 @@ class Pool:
             log.warning("segment failed", worker=handle.worker, position=ticket.position, code=code, message=text)
         if code == DISK_FULL:
             self._host.disk_full(text)
-            self.apply(events.SegmentReleased(now, handle.worker, handle.generation, number, began=True))
+            self.apply(events.SegmentReleased(now, handle.worker, handle.generation, number, True, blameless=True))
             return
         slots = message.get("slots")
         self.apply(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import gc
 import os
 import random
 import signal
@@ -297,6 +298,9 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
         OSError: a folder can't be made or written to.
     """
     paths = settings.paths
+    # Large jobs are many small objects that live long and know no cycles; looking through them all, again and again,
+    # would only hold up the event loop.
+    gc.set_threshold(100_000, 20, 100)
     files.make_folder(paths.state / "jobs")
     with _lock(paths.state / "lock"):
         files.make_folder(paths.state / "cache")

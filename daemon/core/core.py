@@ -458,7 +458,9 @@ class Core:
         self._take_back(ticket)
         if segment.job.cancelled:
             self._end(segment, "cancelled")
-        elif ticket.recalled:
+        elif event.blameless and (segment.suspect or segment.fresh):
+            self._wait_alone(segment)
+        elif ticket.recalled or event.blameless:
             segment.step("wait")
             thief = ticket.thief.worker if ticket.thief is not None else event.worker
             home = thief if thief in self._credits.loads else event.worker

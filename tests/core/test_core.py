@@ -336,6 +336,18 @@ def test_a_segment_given_back_unasked_costs_a_try() -> None:
     assert [e.code for e in only(SegmentEnded, commands)] == ["given_back"]
 
 
+def test_a_segment_given_back_for_want_of_space_costs_nothing() -> None:
+    """A full disk is neither the worker's fault nor the segment's, however often it happens."""
+    desk = Desk()
+    desk.workers(1)
+    commands = desk.arrive("a", "x")
+    for _ in range(10):
+        held = only(Dispatch, commands)[0]
+        commands = desk.tell(SegmentReleased(0, held.worker, held.generation, held.ticket, True, blameless=True))
+    desk.deliver(only(Dispatch, commands)[0])
+    assert only(SegmentEnded, desk.store(only(Dispatch, commands)[0]))[0].outcome == "spoken"
+
+
 def test_an_impossible_transition_tells_its_story() -> None:
     """A mistake in the books names the events that led to it."""
     desk = Desk()
