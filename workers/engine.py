@@ -9,6 +9,7 @@ whole batch by one unit, so that segments join and leave at any time. Everything
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,6 +87,17 @@ class Failed:
 
 
 Outcome = Spoken | Failed
+
+
+DISK_FULL = "disk_full"
+"""The code that the daemon answers by waiting for space; the segment is not charged."""
+
+
+def write_failed(ticket: int, path: str, error: OSError) -> Failed:
+    """What an engine answers when it could not write a segment's file."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = DISK_FULL if full else "write_failed"
+    return Failed(ticket, code, f"{path} can't be written: {error.strerror or error}", retryable=True)
 
 
 class EngineError(Exception):

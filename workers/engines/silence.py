@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
-from workers.engine import EngineError, Failed, Segment, Settings, Spoken
+from workers.engine import EngineError, Failed, Segment, Settings, Spoken, write_failed
 from workers.wav import silent_wav
 
 SAMPLE_RATE = 44_100
@@ -72,8 +72,7 @@ class SilenceEngine:
         except EngineError as error:
             return Failed(segment.ticket, error.code, str(error), error.retryable)
         except OSError as error:
-            message = f"{segment.path} can't be written: {error.strerror or error}"
-            return Failed(segment.ticket, "write_failed", message, True)
+            return write_failed(segment.ticket, segment.path, error)
         return Spoken(segment.ticket, frames, rate, segment.seed, time.perf_counter() - started)
 
     def cancel(self, ticket: int) -> bool:
