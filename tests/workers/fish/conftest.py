@@ -20,6 +20,15 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def checkpoint(model_folder: Path) -> Path:
+    """A whole small checkpoint, codec included. Not to be changed: copy it first."""
+    from workers.engines.fish.make_codec import make_codec
+
+    make_codec(str(model_folder), "tiny", 0)
+    return model_folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Models this small are slower with more, and several at once wait for each other."""

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 def read(folder: Path, precision: torch.dtype = torch.float32) -> Weights:
     shape = read_shape(str(folder))
-    prompter = Prompter(read_tokenizer(str(folder)), shape)
+    prompter = Prompter(read_tokenizer(str(folder)), shape, str(folder))
     semantic = range(prompter.semantic_begin, prompter.semantic_begin + 4096)
     return read_weights(str(folder), shape, semantic, prompter.end, torch.device("cpu"), precision)
 
@@ -60,8 +60,8 @@ def random_tokens(generator: np.random.Generator, weights: Weights, count: int, 
 
 
 def stock_logits(model: Any, prompt: np.ndarray, frames: np.ndarray) -> tuple[list[Any], list[Any]]:
-    """What stock's transformers say at each step, told what to say: of the slow one over the whole vocabulary, of the fast
-    one (9, codebook size)."""
+    """What stock's transformers say at each step, told what to say: of the slow one over the whole vocabulary, of the
+    fast one (9, codebook size)."""
     slow, fast = [], []
     with torch.inference_mode():
         for step in range(frames.shape[1] + 1):
@@ -103,7 +103,7 @@ def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weig
     compared = 0
     with torch.inference_mode():
         for step in range(60):
-            for key, (prompt, frames, joins, _) in list(waiting.items()):
+            for key, (prompt, _, joins, _) in list(waiting.items()):
                 if joins <= step and batch.free:
                     slot = batch.join(Row(key, prompt.shape[1] - 1, 255))
                     decoder.prefill(
@@ -176,18 +176,18 @@ def run_rows(rows: Rows, starts: list[Start]) -> dict[int, Ended]:
 def stock_codes(
     model: Any, weights: Weights, prompt: np.ndarray, frames: int, penalty: float, top_p: float
 ) -> np.ndarray:
-    """What stock's ``generate`` says greedily, choosing among semantic tokens and the end token, up to the first end
-    token: stock itself overlooks one that comes first of all."""
+    """What stock's ``generate`` says greedily, choosing among semantic tokens and the end token, the latter not for the
+    first frame."""
     from fish_speech.models.text2semantic.inference import generate
 
     usual = model.forward_generate
     allowed = torch.full((weights.shape.vocabulary,), float("-inf"))
     allowed[weights.semantic_begin : weights.semantic_begin + weights.semantic_tokens] = 0
-    allowed[weights.end] = 0
 
     def masked(*arguments: Any, **named: Any) -> Any:
         result = usual(*arguments, **named)
         result.logits = result.logits + allowed
+        allowed[weights.end] = 0
         return result
 
     model.forward_generate = masked
@@ -267,10 +267,12 @@ def test_noise_depends_on_seed_frame_and_codebook_alone() -> None:
     seeds = torch.tensor([noise.seed_key(seed) for seed in (1, 2, 1, -(2**70))])
     keys = noise.frame_keys(seeds, torch.tensor([4, 4, 4, 9]), 10)
     alone = noise.frame_keys(seeds[2:3], torch.tensor([4]), 10)
-    assert torch.equal(keys[0], keys[2]) and torch.equal(keys[0], alone[0])
+    assert torch.equal(keys[0], keys[2])
+    assert torch.equal(keys[0], alone[0])
     values = noise.exponential(keys.flatten(), torch.arange(512))
     assert torch.equal(values[:10], values[20:30])
-    assert values.min() > 0 and torch.isfinite(values).all()
+    assert values.min() > 0
+    assert torch.isfinite(values).all()
     different = torch.cat([values[:20], values[30:]])
     correlation = torch.corrcoef(different) - torch.eye(len(different))
     assert correlation.abs().max() < 0.25
@@ -300,7 +302,8 @@ def test_rows_of_one_speaker_share_its_prompt(weights: Weights) -> None:
     alone = run_rows(Rows(weights, 1, 4096, 64), starts([Prompt(tokens) for _ in suffixes]))
     for key in range(4):
         assert np.array_equal(together[key].codes, alone[key].codes)
-        assert together[key].truncated and together[key].codes.shape == (10, 20)
+        assert together[key].truncated
+        assert together[key].codes.shape == (10, 20)
 
 
 def test_steady_rows_are_bit_for_bit_the_same_in_any_company(weights: Weights) -> None:

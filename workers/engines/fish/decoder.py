@@ -25,8 +25,8 @@ from workers.engines.fish.weights import Layer, Weights
 
 
 class Cache:
-    """Keys and values of the slow transformer: for each layer two tensors (slots, K, capacity, D), zero where nothing has
-    been written, since a value that is masked out still takes part with weight 0."""
+    """Keys and values of the slow transformer: for each layer two tensors (slots, K, capacity, D), zero where nothing
+    has been written, since a value that is masked out still takes part with weight 0."""
 
     def __init__(self, weights: Weights, slots: int, capacity: int) -> None:
         self._weights = weights
@@ -328,7 +328,7 @@ def step(weights: Weights, tables: Tables, cache: Cache, state: State, advancing
         window[:, 0], weights.semantic_begin, weights.semantic_begin + weights.semantic_tokens, weights.end, choices
     )
     logits = sampler.penalise(head(weights, hidden), places, penalty)[:, :choices]
-    logits[:, -1:].masked_fill_(state.mask_end[:rows], float("-inf"))
+    logits[:, -1:].masked_fill_(first | state.mask_end[:rows], float("-inf"))
     chances = sampler.probabilities(logits, temperature, top_p)
     choice = sampler.choose(chances, noise.exponential(draws[:, 0], tables.semantic_choices))
     ended = choice == weights.semantic_tokens

@@ -34,8 +34,8 @@ SEMANTIC_TOKENS = 4096
 class Prompter:
     """Texts and codes to prompts, with the checkpoint's own tokenizer."""
 
-    def __init__(self, tokenizer: Any, shape: ModelShape) -> None:
-        """``tokenizer``: fish-speech's ``FishTokenizer``.
+    def __init__(self, tokenizer: Any, shape: ModelShape, folder: str) -> None:
+        """``tokenizer``: fish-speech's ``FishTokenizer``; ``folder``: where it comes from, for messages.
 
         Raises:
             EngineError: "bad_checkpoint": the tokenizer is not one of a model of that shape.
@@ -46,20 +46,22 @@ class Prompter:
         if [semantic.get(code) for code in range(SEMANTIC_TOKENS)] != list(range(begin, begin + SEMANTIC_TOKENS)):
             raise EngineError(
                 "bad_checkpoint",
-                f"the tokenizer has {len(semantic)} semantic tokens where {SEMANTIC_TOKENS} in a row are needed; "
-                "special_tokens.json is missing or of another model",
+                f"the tokenizer in {folder} has {len(semantic)} semantic tokens where {SEMANTIC_TOKENS} in a row are "
+                "needed; special_tokens.json is missing or of another model",
             )
         if START not in special or END not in special:
             raise EngineError(
-                "bad_checkpoint", f"special_tokens.json has no {START} or no {END}: it is of another model"
+                "bad_checkpoint", f"special_tokens.json in {folder} has no {START} or no {END}: it is of another model"
             )
         last = max(special.values())
         if last >= shape.vocabulary:
             raise EngineError(
                 "bad_checkpoint",
-                f"the tokenizer counts {last + 1} tokens and config.json {shape.vocabulary}: they are of different models",
+                f"the tokenizer in {folder} counts {last + 1} tokens and config.json {shape.vocabulary}: they are "
+                "of different models",
             )
         self.semantic_begin = begin
+        self.semantic_tokens = SEMANTIC_TOKENS
         self.end = special[END]
         self._tokenizer = tokenizer
         self._codebooks = shape.codebooks

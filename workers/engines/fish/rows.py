@@ -70,7 +70,7 @@ class Ended:
 
 @dataclass
 class _Pending:
-    """What the device was asked to report after a run: ``active``, a host tensor, is filled once ``event`` has passed."""
+    """What the device was asked to report after a run: ``active``, on the host, is filled once ``event`` has passed."""
 
     active: Tensor
     slots: dict[int, int]
@@ -204,8 +204,8 @@ class Rows:
         return evicted
 
     def advance(self) -> list[Ended]:
-        """Speak a frame in every row, after ``make_room``; the rows that have ended, which on a GPU are those of one frame
-        ago: the device is already at work on the next frame while the host reads the flags of the last."""
+        """Speak a frame in every row, after ``make_room``; the rows that have ended, which on a GPU are those of one
+        frame ago: the device is already at work on the next frame while the host reads the flags of the last."""
         self._move(self.batch.moves())
         for plan in self.batch.plans():
             self._run(plan)
@@ -277,7 +277,8 @@ class Rows:
         return next(capacity for capacity in self._capacities if capacity >= positions)
 
     def _reserve(self, positions: int, rows: int) -> None:
-        """See to it that so many rows of so many positions can be held; an empty batch gives back what it does not need."""
+        """See to it that so many rows of so many positions can be held; an empty batch gives back what it does not
+        need."""
         capacity = self._capacity_for(positions)
         if len(self.batch):
             capacity = max(capacity, self._cache.capacity)
@@ -301,8 +302,8 @@ def capacities(positions: int) -> list[int]:
 
 
 def lengths(positions: int, *, steady: bool) -> list[int]:
-    """Attention lengths that a step may use. Steps of a quarter waste little; doubling ones keep the number of different
-    plans down where each is a run of its own."""
+    """Attention lengths that a step may use. Steps of a quarter waste little; doubling ones keep the number of
+    different plans down where each is a run of its own."""
     if steady:
         return capacities(positions)
     found = [SHORTEST_LENGTH]

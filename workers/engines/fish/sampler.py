@@ -15,6 +15,7 @@ are kept, since the released models were tuned by ear with them:
 - temperature, top_p and repetition_penalty are rounded to bf16 first (``as_stock_rounds``): 0.7 is 0.69921875.
 
 What differs: the choices are the semantic tokens and the end token alone, as if stock's other logits were -inf; the
+end token is not among the first frame's (stock overlooks it there, and goes on from it as if it were a frame); the
 arithmetic is float32 where stock's is the model's precision; the noise is ours (see noise.py).
 """
 

@@ -164,11 +164,11 @@ def _shape(data: dict[str, object]) -> ModelShape:
         projection_bias=_flag(data, "fast_attention_qkv_bias", slow.projection_bias),
         output_bias=_flag(data, "fast_attention_o_bias", slow.output_bias),
     )
-    for name, shape in (("slow", slow), ("fast", fast)):
-        if shape.heads % shape.key_value_heads:
-            raise ValueError(f"{shape.heads} {name} heads can't share {shape.key_value_heads} key/value heads")
-        if shape.head_width % 2:
-            raise ValueError(f"the {name} heads' width {shape.head_width} is odd")
+    for name, half in (("slow", slow), ("fast", fast)):
+        if half.heads % half.key_value_heads:
+            raise ValueError(f"{half.heads} {name} heads can't share {half.key_value_heads} key/value heads")
+        if half.head_width % 2:
+            raise ValueError(f"the {name} heads' width {half.head_width} is odd")
     shape = ModelShape(
         slow=slow,
         fast=fast,

@@ -191,7 +191,8 @@ def _check(path: str, state: dict[str, Tensor], shape: ModelShape) -> None:
         )
         raise EngineError(
             "bad_checkpoint",
-            f"{path} is not of the model that config.json describes: {detail}; put the files of one checkpoint together",
+            f"{path} is not of the model that config.json describes: {detail}; put the files of one checkpoint "
+            "together",
         )
 
 
@@ -284,8 +285,8 @@ class _Layout:
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """``x @ weight.T + bias``. On the CPU in bf16 the weight is laid out once for oneDNN, which would otherwise do it in
-    each call: four times as fast at one row."""
+    """``x @ weight.T + bias``. On the CPU in bf16 the weight is laid out once for oneDNN, which would otherwise do it
+    in each call: four times as fast at one row."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
         packed = _packed(weight)
         if packed is not None:

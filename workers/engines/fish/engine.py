@@ -1,0 +1,324 @@
+"""The fish engine: segments in, WAVs out, as many at once as there are slots.
+
+A segment's text is cut into pieces (one, mostly). Each piece is a row of the batch, from its prompt to the end token.
+When the last piece of a segment has ended, its codes go to the codec, its samples are checked, and it is either written
+or spoken again with another seed::
+
+    submit -> pieces -> waiting -> rows (rows.py) -> codes -> samples, checks (finishing.py) -> WAV
+                           ^                                        |
+                           +------------- another seed -------------+
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from workers.engine import EngineError, Failed, Segment, Settings, Spoken
+from workers.engines.fish import machine, noise
+from workers.engines.fish.codec import Codec
+from workers.engines.fish.finishing import Finisher, Rendered, Written
+from workers.engines.fish.prompt import Prompter, read_tokenizer
+from workers.engines.fish.references import ReferenceCache
+from workers.engines.fish.rows import Ended, Prompt, Rows, Start
+from workers.engines.fish.sampler import as_stock_rounds
+from workers.engines.fish.shape import GENERATED_POSITIONS, read_shape
+from workers.engines.fish.speech import Speech, pieces_of
+from workers.engines.fish.voices import Voices
+from workers.engines.fish.weights import check_files, content_id, read_weights
+
+DECODER_VERSION = 1
+"""Counted up when the same segment would sound different."""
+
+WAIT_S = 0.05
+"""How long a step waits when nothing is left to decode."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A row to be started: which speech, which of its pieces, and how."""
+
+    speech: Speech
+    number: int
+    start: Start
+
+
+class FishEngine:
+    """See workers.engine.Engine. Settings.options: ``mask_end`` (true: segments run to their token limit, for
+    measuring), ``checks`` (false: no WAV is checked)."""
+
+    name = "fish"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.version = ""
+        self.model = ""
+        self.sample_rate = 44100
+        self.slots = 1
+        self.device = settings.device
+        self.ignored: tuple[str, ...] = ()
+        self._submitted: deque[Segment] = deque()
+        self._waiting: deque[_Piece] = deque()
+        self._speeches: dict[int, Speech] = {}
+        self._pieces: dict[int, _Piece] = {}
+        self._next_key = 0
+        self._failed: list[Failed] = []
+
+    def load(self) -> None:
+        """Read the checkpoint. Raises EngineError "no_checkpoint", "bad_checkpoint", "no_device" or "bad_option"."""
+        settings = self._settings
+        options = dict(settings.options)
+        self._mask_end = bool(options.pop("mask_end", False))
+        checks = bool(options.pop("checks", True))
+        if options:
+            raise EngineError(
+                "bad_option", f"engine.options has {', '.join(sorted(options))}, which fish does not know"
+            )
+        folder = settings.checkpoint
+        check_files(folder)
+        shape = read_shape(folder)
+        torch.set_num_threads(max(1, settings.threads))
+        device = machine.device(settings.device)
+        precision = machine.precision(settings.precision, device, reproducible=settings.reproducible)
+        machine.bound_memory(device, settings.memory_bytes)
+        self._prompter = Prompter(read_tokenizer(folder), shape, folder)
+        semantic = range(self._prompter.semantic_begin, self._prompter.semantic_begin + self._prompter.semantic_tokens)
+        with torch.inference_mode():
+            weights = read_weights(folder, shape, semantic, self._prompter.end, device, precision)
+            codec = Codec.load(folder, settings.device, machine.codec_precision(precision, device))
+        if codec.num_codebooks != shape.codebooks:
+            raise EngineError(
+                "bad_checkpoint",
+                f"the codec in {folder} has {codec.num_codebooks} codebooks and the model {shape.codebooks}: they do "
+                "not belong together",
+            )
+        memory = machine.plan_memory(
+            device, settings.memory_bytes, shape.cache_bytes(precision.itemsize), settings.slots
+        )
+        with torch.inference_mode():
+            self._rows = Rows(
+                weights, memory.slots, memory.row_tokens, GENERATED_POSITIONS, steady=settings.reproducible
+            )
+        self._references = ReferenceCache(codec, settings.cache)
+        self._voices = Voices(self._references, self._prompter, memory.voice_tokens, shape.longest_prompt)
+        self._finisher = Finisher(codec, device, steady=settings.reproducible, checks=checks)
+        self._device = device
+        self.slots = memory.slots
+        self.sample_rate = codec.sample_rate
+        self.model = f"{content_id(folder)}-{codec.codec_id}"
+        self.version = (
+            f"decoder {DECODER_VERSION}, fish-speech {importlib.metadata.version('fish-speech')}, torch "
+            f"{torch.__version__}, {str(precision).removeprefix('torch.')}"
+            f"{', reproducible' if settings.reproducible else ''}"
+        )
+
+    def submit(self, segment: Segment) -> None:
+        self._submitted.append(segment)
+
+    def cancel(self, ticket: int) -> bool:
+        for segment in self._submitted:
+            if segment.ticket == ticket:
+                self._submitted.remove(segment)
+                return True
+        speech = self._speeches.pop(ticket, None)
+        if speech is None:
+            return False
+        with torch.inference_mode():
+            self._forget_rows(speech)
+        return True
+
+    def step(self) -> list[Spoken | Failed]:
+        outcomes: list[Spoken | Failed] = []
+        with torch.inference_mode():
+            try:
+                outcomes += self._take_in()
+                self._start()
+                self._advance()
+            except Exception as error:
+                if not machine.is_out_of_memory(error):
+                    raise
+                outcomes += self._shrink(error)
+        outcomes += self._finish(WAIT_S if not self._waiting and not len(self._rows.batch) else 0.0)
+        return outcomes
+
+    def activity(self) -> str:
+        speaking = len(self._rows.batch)
+        parts = [f"speaking {speaking} of {self.slots}"] if speaking else []
+        waiting = len(self._waiting) + len(self._submitted)
+        parts += [f"{waiting} waiting"] if waiting else []
+        parts += ["codec"] if self._finisher.busy else []
+        return ", ".join(parts) or "idle"
+
+    def close(self) -> None:
+        self._finisher.close()
+
+    # --- segments to pieces ----------------------------------------------------------------------------------
+
+    def _take_in(self) -> list[Spoken | Failed]:
+        """Turn what was submitted into waiting pieces."""
+        outcomes: list[Spoken | Failed] = []
+        speaking: list[Segment] = []
+        while self._submitted:
+            segment = self._submitted.popleft()
+            if segment.task == "encode":
+                outcomes.append(self._encode(segment))
+            else:
+                speaking.append(segment)
+        if not speaking:
+            return outcomes
+        for segment, prompt in zip(speaking, self._voices.prompts([one.voice for one in speaking]), strict=True):
+            speech = Speech(segment, pieces_of(segment.text, segment.language))
+            error = prompt if isinstance(prompt, EngineError) else self._begin(speech, segment.seed, prompt)
+            if error is not None:
+                outcomes.append(Failed(segment.ticket, error.code, str(error), error.retryable))
+        return outcomes
+
+    def _encode(self, segment: Segment) -> Spoken | Failed:
+        started = time.perf_counter()
+        try:
+            if not segment.voice.references:
+                raise EngineError("no_reference", "there is no reference to encode")
+            frames = self._references.encode_to(segment.voice.references[0], segment.path)
+        except EngineError as error:
+            return Failed(segment.ticket, error.code, str(error), error.retryable)
+        return Spoken(segment.ticket, frames, self.sample_rate, segment.seed, time.perf_counter() - started)
+
+    def _begin(self, speech: Speech, seed: int, prompt: Prompt) -> EngineError | None:
+        """Queue an attempt at a speech, or say why it can't be spoken: "prompt_too_long", "empty_text"."""
+        segment, shape = speech.segment, self._rows.weights.shape
+        suffixes = [self._prompter.suffix(piece) for piece in speech.pieces]
+        if not suffixes or min(suffix.shape[1] for suffix in suffixes) == 0:
+            return EngineError("empty_text", "there is nothing to say in this text")
+        tokens = prompt.positions + max(suffix.shape[1] for suffix in suffixes)
+        if tokens > shape.longest_prompt:
+            return self._voices.too_long(tokens)
+        speech.begin(seed)
+        self._speeches[segment.ticket] = speech
+        for number, suffix in enumerate(suffixes):
+            key, self._next_key = self._next_key, self._next_key + 1
+            start = Start(
+                key=key,
+                prompt=prompt,
+                suffix=suffix,
+                seed=seed if number == 0 else noise.derived_seed(seed, f"piece {number}"),
+                limit=min(max(1, segment.max_new_tokens), GENERATED_POSITIONS),
+                temperature=as_stock_rounds(segment.temperature),
+                top_p=as_stock_rounds(segment.top_p),
+                repetition_penalty=as_stock_rounds(segment.repetition_penalty),
+                mask_end=self._mask_end,
+            )
+            speech.keys[key] = number
+            self._pieces[key] = _Piece(speech, number, start)
+            self._waiting.append(self._pieces[key])
+        return None
+
+    # --- rows ------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        count = self._rows.fitting([piece.start for piece in self._waiting])
+        if count:
+            self._rows.start([self._waiting[place].start for place in range(count)])
+            for _ in range(count):
+                self._waiting.popleft()
+            self._voices.trim()
+
+    def _advance(self) -> None:
+        if not len(self._rows.batch):
+            return
+        for key in reversed(self._rows.make_room()):
+            self._waiting.appendleft(self._pieces[key])
+        for ended in self._rows.advance():
+            self._end_piece(ended)
+
+    def _end_piece(self, ended: Ended) -> None:
+        speech = self._pieces.pop(ended.key).speech
+        if speech.take(ended.key, ended.codes, truncated=ended.truncated):
+            self._finisher.render(speech)
+
+    def _forget_rows(self, speech: Speech) -> None:
+        for key in speech.keys:
+            piece = self._pieces.pop(key)
+            if key in self._rows.batch:
+                self._rows.drop(key)
+            else:
+                self._waiting.remove(piece)
+        speech.keys = {}
+
+    def _shrink(self, error: Exception) -> list[Spoken | Failed]:
+        """Out of memory: half the slots, everything in the batch from its start again (it will say the same), and the
+        youngest segment handed back, so that the daemon knows. With one slot: what is there fails."""
+        slots = max(1, self._rows.slots // 2)
+        at_the_end = self._rows.slots == 1
+        self._voices.forget()
+        for key in reversed(self._rows.resize(slots)):
+            self._waiting.appendleft(self._pieces[key])
+        self.slots = slots
+        back = list(self._speeches.values())[-1:]
+        for speech in back:
+            self._speeches.pop(speech.segment.ticket, None)
+            self._forget_rows(speech)
+        message = (
+            f"out of memory with {'a single slot' if at_the_end else f'{2 * slots} slots'}: "
+            f"{str(error).splitlines()[0]}; raise pool.model_memory_gb, or use shorter references"
+        )
+        return [Failed(speech.segment.ticket, "out_of_memory", message, True, slots) for speech in back]
+
+    # --- codes to files --------------------------------------------------------------------------------------
+
+    def _finish(self, wait_s: float) -> list[Spoken | Failed]:
+        outcomes: list[Spoken | Failed] = []
+        for rendered in self._finisher.rendered(wait_s):
+            outcomes += self._judge(rendered)
+        for written in self._finisher.written(0.0 if outcomes else wait_s):
+            outcomes += self._report(written)
+        return outcomes
+
+    def _judge(self, rendered: Rendered) -> list[Spoken | Failed]:
+        speech, attempt = rendered.speech, rendered.attempt
+        ticket = speech.segment.ticket
+        if self._speeches.get(ticket) is not speech:
+            return []  # cancelled meanwhile
+        if attempt is None:
+            del self._speeches[ticket]
+            error = rendered.error
+            assert error is not None
+            if machine.is_out_of_memory(error):
+                return [Failed(ticket, "out_of_memory", f"out of memory in the codec: {error}", True, self.slots)]
+            return [Failed(ticket, "codec_failed", f"the codec failed: {type(error).__name__}: {error}", True)]
+        if speech.judge(attempt, self._settings.retries):
+            seed = noise.derived_seed(speech.segment.seed, f"attempt {len(speech.seeds)}")
+            prompt = self._voices.prompts([speech.segment.voice])[0]
+            if isinstance(prompt, Prompt):
+                self._begin(speech, seed, prompt)
+                return []
+        best = speech.best
+        assert best is not None
+        self._finisher.write(speech, best)
+        return []
+
+    def _report(self, written: Written) -> list[Spoken | Failed]:
+        speech = written.speech
+        segment, best = speech.segment, speech.best
+        if self._speeches.pop(segment.ticket, None) is not speech:
+            return []
+        try:
+            frames, sample_rate = written.result.result()
+        except EngineError as error:
+            return [Failed(segment.ticket, error.code, str(error), error.retryable)]
+        assert best is not None
+        return [
+            Spoken(
+                ticket=segment.ticket,
+                frames=frames,
+                sample_rate=sample_rate,
+                seed=best.seed,
+                generate_s=time.perf_counter() - speech.started,
+                truncated=best.truncated,
+                seeds=tuple(speech.seeds),
+                flaws=best.flaws,
+            )
+        ]
