@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -28,28 +28,27 @@ def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sampl
     integer subtypes) or 16-bit integers, to a WAV at ``path``. The file is closed when this returns.
 
     Raises:
-        EngineError: ``unsupported_output``, no WAV can have this subtype; ``write_failed``, retryable, the file
-            can't be written.
+        EngineError: ``unsupported_output``, no WAV can have this subtype.
+        OSError: the file can't be written (see workers.engine.write_failed).
     """
     import soundfile
 
     if not soundfile.check_format("WAV", subtype):
         raise EngineError("unsupported_output", f"a WAV can't have the subtype {subtype!r}; PCM_16 suits most")
-    # In memory first: of an error in a file object libsndfile knows only that there was one.
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate, subtype=subtype, format="WAV")
-    content = buffer.getbuffer()
+    # In memory first: of an error while writing libsndfile knows only that there was one. By a descriptor, since for a
+    # Python file object it needs callbacks in writable and executable memory, which hardened systems deny.
+    memory = os.memfd_create("wav", os.MFD_CLOEXEC)
+    with os.fdopen(memory, "rb") as copy:
+        soundfile.write(memory, samples, sample_rate, subtype=subtype, format="WAV", closefd=False)
+        copy.seek(0)
+        content = bytearray(copy.read())
     if subtype in ("FLOAT", "DOUBLE"):
         _erase_peak_time(content)
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EngineError("write_failed", f"{path} can't be written: {reason}", retryable=True) from error
+    with open(path, "wb") as file:
+        file.write(content)
 
 
-def _erase_peak_time(content: memoryview) -> None:
+def _erase_peak_time(content: bytearray) -> None:
     """libsndfile stamps the time of writing into a PEAK chunk (version, time, then a pair a channel); equal samples
     are to be equal files."""
     start = 12

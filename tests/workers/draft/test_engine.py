@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -192,6 +193,16 @@ def test_an_output_no_wav_can_have(draft: WorkerUnderTest, changes: Message) -> 
     assert (failed["code"], failed["retryable"]) == ("unsupported_output", False)
 
 
+@pytest.mark.parametrize(("path", "code"), [("/dev/full", "disk_full"), ("/nowhere/wav.tmp", "write_failed")])
+def test_a_wav_that_cannot_be_written(draft: WorkerUnderTest, path: str, code: str) -> None:
+    """A full disk is told from other troubles; another try may succeed."""
+    message = draft.message("Hello.")
+    message["output"]["path"] = path
+    draft.send(message)
+    failed = draft.answer(message["ticket"])
+    assert (failed["code"], failed["retryable"]) == (code, True)
+
+
 def test_a_running_segment_can_be_cancelled(start_worker: StartWorker) -> None:
     """Ten minutes of speech are given up, and the slot is free again."""
     worker = start_worker("draft")
@@ -234,6 +245,15 @@ def test_the_death_of_the_speaking_process_ends_the_worker(draft: WorkerUnderTes
     failed = draft.answer(draft.speak("Hello again."))
     assert (failed["code"], failed["retryable"]) == ("engine_error", True)
     assert draft.wait() == EXIT_ENGINE_BROKE
+
+
+def test_it_works_where_memory_is_never_writable_and_executable(start_worker: StartWorker) -> None:
+    """As under systemd's MemoryDenyWriteExecute=; neither espeak-ng's callbacks nor libsndfile need such memory."""
+    pr_set_mdwe, refuse_exec_gain = 65, 1
+    deny = f"import ctypes, os, sys; ctypes.CDLL(None).prctl({pr_set_mdwe}, {refuse_exec_gain}, 0, 0, 0)"
+    worker = start_worker("draft", launcher=(sys.executable, "-c", f"{deny}; os.execv(sys.argv[1], sys.argv[1:])"))
+    worker.start()
+    worker.say("Hello.", sample_rate=48_000, subtype="FLOAT")
 
 
 def test_no_files_are_left_open(draft: WorkerUnderTest) -> None:

@@ -14,7 +14,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.engine import EngineError, Failed, Segment, Settings, Spoken
+from workers.engine import EngineError, Failed, Segment, Settings, Spoken, write_failed
 from workers.engines.draft.character import Character, find_character
 from workers.engines.draft.fundamental import median_f0
 from workers.engines.draft.languages import find_voice
@@ -212,6 +212,8 @@ class DraftEngine:
             write_wav(segment.path, samples, rate, segment.subtype)
         except EngineError as error:
             return Failed(segment.ticket, error.code, str(error), error.retryable)
+        except OSError as error:
+            return write_failed(segment.ticket, segment.path, error)
         return Spoken(segment.ticket, len(samples), rate, segment.seed, time.perf_counter() - started)
 
 
