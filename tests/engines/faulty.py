@@ -15,6 +15,7 @@ file at that path remembers (``{crash /tmp/once}``):
 ``{raise-submit}``    raises out of submit()
 ``{fail}``            fails; another try may succeed
 ``{refuse}``          fails for good
+``{disk}``            finds the disk full
 ``{memory}``          runs out of memory; gives up half of its slots
 ``{memory-batch}``    runs out of memory, but not when it is alone
 ``{lie-missing}``     says that it was spoken and leaves no file
@@ -40,7 +41,7 @@ import subprocess
 import sys
 import time
 
-from workers.engine import EngineError, Failed, Segment, Settings, Spoken
+from workers.engine import DISK_FULL, EngineError, Failed, Segment, Settings, Spoken
 from workers.wav import silent_wav
 
 SAMPLE_RATE = 44_100
@@ -103,6 +104,8 @@ class Faulty:
             return [Failed(segment.ticket, "faulty", "failed, as the text asked", True)]
         if fault == "refuse":
             return [Failed(segment.ticket, "faulty_for_good", "failed for good, as the text asked", False)]
+        if fault == "disk":
+            return [Failed(segment.ticket, DISK_FULL, "no space left on device, as the text asked", True)]
         if fault == "memory" or (fault == "memory-batch" and len(self._running) > 1):
             self.slots = max(1, self.slots // 2)
             return [Failed(segment.ticket, "out_of_memory", "out of memory, as the text asked", True, self.slots)]
