@@ -168,7 +168,8 @@ def test_every_ticket_is_answered_exactly_once(start_worker: StartWorker) -> Non
     """Whatever the engine says of them: twice, of others, badly, or when they were cancelled meanwhile."""
     worker = start_worker("faulty:Faulty")
     worker.start(slots=3)
-    texts = ["one", "{lie-twice}", "{fail}", "{lie-ticket}", "{refuse}", "{disk}", "{memory}", "{memory-batch}", "two"] * 12
+    markers = ("lie-twice", "fail", "lie-ticket", "refuse", "disk", "memory", "memory-batch")
+    texts = ["one", *(f"{{{marker}}}" for marker in markers), "two"] * 12
     tickets = [worker.speak(text) for text in texts]
     for ticket in tickets[::5]:
         worker.send({"type": "cancel", "ticket": ticket})
