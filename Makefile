@@ -118,7 +118,9 @@ install: install-environment install-files ## install as a service, as root (FIS
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 		systemd-sysusers dubd.conf && systemd-tmpfiles --create dubd.conf && systemctl daemon-reload; fi
 	@echo "Installed. Next: look through $(DESTDIR)/etc/dubd/config.toml, then"
-	@echo "  dubd doctor && systemctl enable --now dubd && usermod -aG dubd SOMEONE_WHO_DROPS_JOBS"
+	@echo "  sudo -u dubd dubd doctor --config /etc/dubd/config.toml"
+	@echo "  sudo systemctl enable --now dubd"
+	@echo "  sudo usermod -aG dubd SOMEONE_WHO_DROPS_JOBS"
 
 install-environment:
 	@$(call need_python,$(SERVICE_PYTHON))

@@ -1,8 +1,8 @@
 """Tells the service manager how the daemon is: systemd's notification protocol, see sd_notify(3).
 
 One datagram of ``NAME=VALUE`` lines to the socket that $NOTIFY_SOCKET names. Without that variable every call does
-nothing, so that the daemon runs the same under systemd and in a terminal. The Python packages for it have not been kept
-up (no RELOADING with its time stamp), and the protocol is these few lines.
+nothing, so that the daemon runs the same under systemd and in a terminal. The small packages for it on the index add
+little to the send itself, and are years old; the whole protocol as the daemon speaks it is below.
 """
 
 from __future__ import annotations
