@@ -55,7 +55,7 @@ def execute(invocation: Invocation) -> int:
     terminal.print(f"A daemon starts in {folder}, with the {settings.engine.name} engine.")
     with running_daemon(invocation, settings, folder):
         job = submit_sample(settings, folder)
-        watch(settings, [job], terminal)
+        watch(settings, [job], terminal, check=lambda status: check_workers(status, folder))
     for line in listing(job, settings):
         terminal.print(line)
     counts = table(job.manifest, "counts")
@@ -120,6 +120,21 @@ def _await_start(process: subprocess.Popen[bytes], settings: Settings, log: Path
         time.sleep(0.05)
     why = "did not start in time" if process.poll() is None else f"ended with status {process.returncode}"
     raise CommandFailed(f"the demo's daemon {why}. The end of {log}:\n{_tail(log)}\n'dubd doctor' may know more.")
+
+
+def check_workers(status: Document, folder: Path) -> None:
+    """A daemon goes on trying to start its workers, for the cause may be mended; a demo gives up.
+
+    Raises:
+        CommandFailed: no worker can be started.
+    """
+    workers = rows(status, "workers")
+    if workers and all(word(worker, "state") == "broken" for worker in workers):
+        why = word(workers[0], "error")
+        log = folder / "daemon.log"
+        raise CommandFailed(
+            f"no worker can be started: {plain(why)}\nThe end of {log}:\n{_tail(log)}\nSee 'dubd doctor'."
+        )
 
 
 def _tail(log: Path) -> str:

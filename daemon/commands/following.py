@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,8 +207,18 @@ def follow(settings: Settings, dropped: Sequence[Awaited]) -> int:
     return ExitCode.OK if all(word(job.manifest, "status") == "done" for job in jobs) else ExitCode.FAILED
 
 
-def watch(settings: Settings, jobs: Sequence[Followed], terminal: Console) -> None:
-    """Until all jobs are over."""
+def watch(
+    settings: Settings,
+    jobs: Sequence[Followed],
+    terminal: Console,
+    *,
+    check: Callable[[Document], None] = lambda status: None,
+) -> None:
+    """Until all jobs are over. ``check`` sees every status.json, and may raise.
+
+    Raises:
+        CommandFailed: the daemon has gone and does not come back.
+    """
     show = _LiveView(terminal) if terminal.is_terminal else _PlainView(terminal)
     pulse = Pulse(settings)
     with show:
@@ -217,14 +227,25 @@ def watch(settings: Settings, jobs: Sequence[Followed], terminal: Console) -> No
             for job in jobs:
                 job.look(status)
             silent_s = pulse.silent_s()
-            show.update(jobs, silent_s)
+            show.update(jobs, [*warnings(status), *_silence(silent_s)])
             if all(job.over for job in jobs):
                 return
+            check(status or {})
             if silent_s > PATIENCE_SECONDS:
                 purpose = "What was submitted is kept, and goes on when it starts again."
                 reason = f"it has gone for {silent_s:.0f} seconds"
                 raise CommandFailed(no_daemon_message(settings, reason, purpose), ExitCode.NO_DAEMON)
             time.sleep(POLL_SECONDS)
+
+
+def warnings(status: Document | None) -> list[str]:
+    """What the daemon itself says is wrong: why a job may not move."""
+    value = (status or {}).get("warnings")
+    return [plain(warning) for warning in value if isinstance(warning, str)] if isinstance(value, list) else []
+
+
+def _silence(silent_s: float) -> list[str]:
+    return ["the daemon does not answer"] if silent_s > 1 else []
 
 
 class _PlainView:
@@ -233,7 +254,7 @@ class _PlainView:
     def __init__(self, terminal: Console) -> None:
         self._terminal = terminal
         self._told: dict[str, tuple[str, int]] = {}
-        self._silent = False
+        self._warned: set[str] = set()
 
     def __enter__(self) -> None:
         return None
@@ -241,7 +262,7 @@ class _PlainView:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, jobs: Sequence[Followed], silent_s: float) -> None:
+    def update(self, jobs: Sequence[Followed], troubles: Sequence[str]) -> None:
         for job in jobs:
             tenth = 10 * job.ended // max(job.total, 1)
             if self._told.get(job.awaited.job_id) != (job.state, tenth):
@@ -250,9 +271,10 @@ class _PlainView:
                 if job.state == "running":
                     for line in _worker_lines(job):
                         self._terminal.print(f"  {line}")
-        if (silent_s > 1) != self._silent:
-            self._silent = silent_s > 1
-            self._terminal.print("the daemon does not answer" if self._silent else "the daemon is back")
+        for trouble in troubles:
+            if trouble not in self._warned:
+                self._terminal.print(f"! {trouble}")
+        self._warned = set(troubles)
 
 
 class _LiveView:
@@ -269,13 +291,12 @@ class _LiveView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def update(self, jobs: Sequence[Followed], silent_s: float) -> None:
+    def update(self, jobs: Sequence[Followed], troubles: Sequence[str]) -> None:
         from rich.console import Group
         from rich.text import Text
 
         shown = [part for job in jobs for part in _bars(job)]
-        if silent_s > 1:
-            shown.append(Text(f"The daemon has not answered for {duration(silent_s)}.", style="bold red"))
+        shown += [Text(f"! {trouble}", style="yellow") for trouble in troubles]
         self._live.update(Group(*shown), refresh=True)
 
 

@@ -217,6 +217,6 @@ def clear_copies(inbox: Path, *, unused_seconds: float = UNUSED_SECONDS) -> None
 
 def _job_files(inbox: Path) -> Iterator[Path]:
     """Every job in the inbox, and every one that a daemon has claimed."""
-    for folder in (inbox, *(inbox / ".claimed").glob("*")):
-        if folder.is_dir():
-            yield from (path for path in folder.iterdir() if path.is_file() and path.suffix != ".cancel")
+    for path in (*inbox.iterdir(), *(inbox / ".claimed").rglob("*")):
+        if path.is_file() and path.suffix != ".cancel":
+            yield path

@@ -2,7 +2,8 @@
 
     python -m daemon.sample.make_references [FOLDER]
 
-Needs espeakng-loader, numpy and soundfile. A voice is one of espeak-ng's variants with a base pitch and a speed, chosen
+Needs espeakng-loader, numpy and soundfile. The recordings come out the same but for the breath that espeak-ng adds to
+some voices at random. A voice is one of espeak-ng's variants with a base pitch and a speed, chosen
 so that the six differ in what an engine hears first: their median fundamental frequency.
 """
 

@@ -56,7 +56,7 @@ class Place:
 
     def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "daemon", *arguments, *self.options],
+            [sys.executable, "-m", "daemon", *self.options, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

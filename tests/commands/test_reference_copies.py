@@ -1,0 +1,120 @@
+"""References on their way into the inbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.commands.reference_copies import FOLDER, clear_copies, place_references
+from daemon.commands.submit import drop, prepare
+from daemon.core.job_parser import parse_job
+from tests.commands.conftest import Place, make_place, sample_recording
+
+
+@pytest.fixture
+def inbox(place: Place) -> Path:
+    folder = place.var / "inbox"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_job_is_dropped_with_its_references(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """The dropped job names the copy relative to the inbox, and is otherwise what was asked."""
+    file = place.write_job(tmp_path / "work", "film", ["Hello."], language="de")
+    submission, mistakes = prepare(file, place.settings)
+    assert submission is not None
+    assert mistakes == []
+    dropped = drop(submission, place.settings)
+    job = parse_job(dropped.file.read_bytes(), stem="film", limits=place.settings.limits)
+    assert job.language == "de"
+    assert (inbox / job.speakers[0].references[0].path).read_bytes() == sample_recording()
+    assert job.speakers[0].references[0].path.startswith(f"{FOLDER}/")
+
+
+def test_equal_recordings_are_copied_once(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """Under whatever names, from whatever jobs."""
+    for name in ("a", "b"):
+        submission, _ = prepare(place.write_job(tmp_path / name, name, ["Hello."]), place.settings)
+        assert submission is not None
+        drop(submission, place.settings)
+    assert len(os.listdir(inbox / FOLDER)) == 1
+
+
+def test_a_damaged_copy_is_made_anew(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """The name says what the content is to be."""
+    submission, _ = prepare(place.write_job(tmp_path / "work", "film", ["Hello."]), place.settings)
+    assert submission is not None
+    (name,) = submission.copies.values()
+    (inbox / FOLDER).mkdir()
+    (inbox / FOLDER / name).write_bytes(b"damaged")
+    drop(submission, place.settings)
+    assert (inbox / FOLDER / name).read_bytes() == sample_recording()
+
+
+def test_paths_inside_the_allowed_roots_and_the_inbox_stay(tmp_path: Path) -> None:
+    """The daemon reads them where they are; a link that leads out of the roots is copied instead."""
+    plain = make_place(tmp_path)
+    voices = tmp_path / "voices"
+    place = Place(plain.folder, (*plain.options, "--set", f'paths.allowed_roots=["{voices}"]'))
+    (place.var / "inbox").mkdir(parents=True)
+    voices.mkdir()
+    for path in (voices / "anna.flac", place.var / "inbox" / "bo.flac", tmp_path / "outside.flac"):
+        path.write_bytes(sample_recording())
+    (voices / "link.flac").symlink_to(tmp_path / "outside.flac")
+    places = [str(voices / "anna.flac"), "bo.flac", str(voices / "link.flac")]
+    document = {"speakers": [{"references": [{"audio": path} for path in places]}]}
+    copies, mistakes = place_references(document, tmp_path / "work" / "film.json", place.settings)
+    assert mistakes == []
+    assert list(copies) == [tmp_path / "outside.flac"]
+    paths = [reference["audio"] for reference in document["speakers"][0]["references"]]
+    assert paths[:2] == places[:2]
+    assert paths[2].startswith(FOLDER)
+
+
+def test_localclip_configs_are_rewritten_too(place: Place, tmp_path: Path) -> None:
+    """Both of them; a file that a thousand lines name is looked at once and told of once."""
+    (tmp_path / "a.flac").write_bytes(sample_recording())
+    encode = {"mode": "encode", "speakers": [{"speaker_id": 0, "reference_audio": "a.flac"}]}
+    copies, mistakes = place_references(encode, tmp_path / "encode.json", place.settings)
+    assert len(copies) == 1
+    assert mistakes == []
+    generate = {"mode": "generate", "tasks": [{"npy_file": "a.flac"} for _ in range(1000)]}
+    _, mistakes = place_references(generate, tmp_path / "generate.json", place.settings)
+    assert [mistake.where for mistake in mistakes] == ["$.tasks[0].npy_file"]
+
+
+def test_files_are_as_readable_as_the_inbox(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """The daemon may be another user: the umask of the person who submits must not lock it out."""
+    inbox.chmod(0o2770)
+    submission, _ = prepare(place.write_job(tmp_path / "work", "film", ["Hello."]), place.settings)
+    assert submission is not None
+    mask = os.umask(0o077)
+    try:
+        dropped = drop(submission, place.settings)
+    finally:
+        os.umask(mask)
+    assert dropped.file.stat().st_mode & 0o777 == 0o660
+    (copy,) = (inbox / FOLDER).iterdir()
+    assert copy.stat().st_mode & 0o777 == 0o660
+    assert (inbox / FOLDER).stat().st_mode & 0o777 == 0o770
+
+
+def test_copies_that_no_job_names_are_cleared_away(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """Not those of waiting and claimed jobs, nor fresh ones of somebody who is about to drop a job."""
+    claimed = inbox / ".claimed" / "host" / "token"
+    claimed.mkdir(parents=True)
+    (inbox / FOLDER).mkdir()
+    old = time.time() - 7200
+    for letter, where in (("a", inbox / "waiting.json"), ("b", claimed / "claimed.json"), ("c", None), ("d", None)):
+        copy = inbox / FOLDER / f"{letter * 64}.flac"
+        copy.write_bytes(b"x")
+        if letter != "d":
+            os.utime(copy, (old, old))
+        if where is not None:
+            where.write_text(json.dumps({"audio": f"{FOLDER}/{copy.name}"}))
+    clear_copies(inbox)
+    assert sorted(name[0] for name in os.listdir(inbox / FOLDER)) == ["a", "b", "d"]
