@@ -31,6 +31,9 @@ log = structlog.get_logger("dubd.pool")
 DISK_FULL = "disk_full"
 """A worker could not write its file for want of space: nobody's fault, the segment is given back."""
 
+STACKS_S = 0.3
+"""How long a hung worker has to say where it hangs."""
+
 _LONGEST_SLEEP_S = 1.0
 
 
@@ -241,7 +244,8 @@ class Pool:
             case events.KillWorker(worker, generation, reason):
                 handle = self._handle(worker, generation)
                 if handle is not None:
-                    self._kill(handle, reason)
+                    assert self._tasks is not None
+                    self._tasks.start_soon(self._kill_hung, handle, reason)
 
     def _handle(self, worker: int, generation: int) -> Handle | None:
         handle = self._handles.get(worker)
@@ -251,6 +255,14 @@ class Pool:
         if handle.kill_reason is None:
             handle.kill_reason = reason
             log.warning("killing worker", worker=handle.worker, pid=handle.transport.pid, reason=reason)
+        handle.transport.kill()
+
+    async def _kill_hung(self, handle: Handle, reason: str) -> None:
+        """Kill a worker that misses its deadlines, after it was asked where it hangs: that is what mends it."""
+        log.warning("worker hangs", worker=handle.worker, pid=handle.transport.pid, reason=reason)
+        handle.kill_reason = reason
+        handle.transport.tell_stacks()
+        await anyio.sleep(STACKS_S)
         handle.transport.kill()
 
     async def _stop_worker(self, handle: Handle) -> None:

@@ -22,7 +22,16 @@ import anyio
 import anyio.abc
 
 import workers.protocol
-from workers.protocol import FrameDecoder, Message, ProtocolError, encode_frame
+from workers.protocol import (
+    EXIT_ENGINE_BROKE,
+    EXIT_NOT_LOADED,
+    EXIT_PROTOCOL_BROKEN,
+    EXIT_STOPPED,
+    FrameDecoder,
+    Message,
+    ProtocolError,
+    encode_frame,
+)
 
 READ_BYTES = 1 << 16
 LINE_BYTES = 8192
@@ -46,6 +55,9 @@ class Transport(Protocol):
 
     def finish(self) -> None:
         """Send nothing more after what is queued: the worker sees the end of its input and exits."""
+
+    def tell_stacks(self) -> None:
+        """Ask the worker to write on its stderr where each of its threads stands."""
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -109,6 +121,10 @@ class WorkerProcess:
 
     def finish(self) -> None:
         self._sender.close()
+
+    def tell_stacks(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         self._killed = True
@@ -206,6 +222,14 @@ class WorkerProcess:
             self._lines_done.set()
 
 
+_MEANINGS = {
+    EXIT_STOPPED: "stopped as it was told",
+    EXIT_ENGINE_BROKE: "its engine broke; the story is in its lines above",
+    EXIT_NOT_LOADED: "its engine could not be loaded",
+    EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent",
+}
+
+
 def _ending(returncode: int | None) -> str:
     if returncode is None:
         return "ended"
@@ -216,4 +240,4 @@ def _ending(returncode: int | None) -> str:
             name = f"signal {-returncode}"
         hint = " (out of memory on this machine?)" if -returncode == signal.SIGKILL else ""
         return f"killed by {name}{hint}"
-    return f"exited with status {returncode}"
+    return _MEANINGS.get(returncode, f"exited with status {returncode}")
