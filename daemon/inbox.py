@@ -34,6 +34,9 @@ CLAIMED = ".claimed"
 LOOK_BUDGET_S = 0.3
 """How long one look may parse files before the ones that are ready are handed on."""
 
+WATCH_MS = 250
+"""Milliseconds after which the watcher's thread looks up to see whether it is still wanted."""
+
 Signature = tuple[int, int, int, int]
 """Device, inode, size, modification time in ns."""
 
@@ -275,8 +278,9 @@ class Inbox:
     async def changes(self) -> AsyncIterator[None]:
         """Yields whenever the file system says that something happened in the inbox; ends when it can't say."""
         with suppress(FileNotFoundError):
+            # Its thread can't be cancelled, only waited for: without rust_timeout a stop would take five seconds.
             async for _ in watchfiles.awatch(
-                self._folder, recursive=False, debounce=50, step=20, watch_filter=_is_candidate, raise_interrupt=False
+                self._folder, recursive=False, debounce=50, step=20, watch_filter=_is_candidate, rust_timeout=WATCH_MS
             ):
                 yield
 
