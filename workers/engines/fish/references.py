@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from workers.engine import EngineError, Reference
+from workers.engine import EngineError, Reference, write_failed
 from workers.engines.fish.codec import Codec, Codes
 from workers.engines.fish.resampling import resample
 
@@ -69,15 +69,15 @@ class ReferenceCache:
         """Writes the reference's codes to a .npy of int64 at ``path``; how many frames they are.
 
         Raises:
-            EngineError: as ``codes``, and "cannot_write".
+            EngineError: as ``codes``, and "write_failed" or, where there is no space, workers.engine.DISK_FULL.
         """
         codes = self.codes(reference)
         try:
             with open(path, "wb") as file:
                 np.save(file, codes.astype(np.int64), allow_pickle=False)
         except OSError as error:
-            message = f"the codes can't be written to {path}: {error.strerror}"
-            raise EngineError("cannot_write", message, retryable=True) from error
+            failed = write_failed(0, path, error)
+            raise EngineError(failed.code, failed.message, retryable=failed.retryable) from error
         return int(codes.shape[1])
 
     def _path(self, reference: Reference) -> Path | None:
@@ -122,11 +122,10 @@ def read_codes(path: str, codebook_sizes: tuple[int, ...]) -> Codes:
     name = Path(path).name
     try:
         # Mapped, so that a header that promises more than the file holds is found out before memory is taken for it.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    # The header is a Python literal, and can fail in as many ways as Python has.
+    except (OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, MemoryError) as error:
         raise EngineError("bad_codes", f"{name} is not a .npy as numpy.save writes it: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise EngineError("bad_codes", f"{name} is an archive of arrays; write the codes alone with numpy.save")
     if array.dtype.kind not in "iu":
         raise EngineError("bad_codes", f"{name} holds {array.dtype} where codes are integers")
     count = len(codebook_sizes)

@@ -127,7 +127,7 @@ def _syllables(text: str, per_ideograph: float) -> float:
     """About how many syllables (in Japanese morae) a text in lower case has."""
     latin = len(_VOWELS.findall(text))
     count = 0.0
-    consonants = 0
+    letters = 0
     for character in text:
         if not character.isalnum() and character not in "ー%$€£¥&+=@":
             continue
@@ -143,8 +143,8 @@ def _syllables(text: str, per_ideograph: float) -> float:
         elif not character.isalnum():
             count += 2  # a sign that is said as a word
         elif point < 0x530:
-            consonants += 1
+            letters += 1
         else:
             count += 0.45  # other alphabets: between two and three letters a syllable
-    # Letters without vowels are spelt out or are an abbreviation; a syllable for some three of them.
-    return count + (latin or consonants / 3)
+    # Letters without a vowel among them are spelt out (BBC) or a sound (hmm).
+    return count + (latin or letters / 2)

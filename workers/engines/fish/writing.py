@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from workers.engine import EngineError
+from workers.engine import EngineError, write_failed
 from workers.engines.fish.resampling import resample
+from workers.wav import write_wav
 
 
 class Writer:
@@ -23,10 +22,11 @@ class Writer:
         self, samples: NDArray[np.float32], sample_rate: int, path: str, out_rate: int | None, subtype: str
     ) -> Future[tuple[int, int]]:
         """Write (samples,) at ``sample_rate`` Hz to a WAV at ``path``, at ``out_rate`` Hz if given, ``subtype`` as
-        libsndfile names it; what goes beyond full scale is limited to it. The result is the WAV's frames and rate.
+        libsndfile names it. The result is the WAV's frames and rate.
 
-        The future raises EngineError: "non_finite" for NaN or infinite samples, which would be clicks; "bad_output"
-        for a rate or subtype that no WAV has; "cannot_write" when the disk says no. No file is left then.
+        The future raises EngineError: "non_finite" for NaN or infinite samples, which would be clicks,
+        "missing_module" where resampling can't be done, "unsupported_output" for a subtype that no WAV has (no file
+        is begun then), "write_failed", or workers.engine.DISK_FULL where there is no space.
         """
         return self._thread.submit(_write, samples, sample_rate, path, out_rate, subtype)
 
@@ -41,14 +41,10 @@ def _write(
     if not np.isfinite(samples).all():
         raise EngineError("non_finite", "the audio has samples that are no numbers", retryable=True)
     rate = sample_rate if out_rate is None else out_rate
-    if rate < 1 or not soundfile.check_format("WAV", subtype):
-        known = ", ".join(sorted(soundfile.available_subtypes("WAV")))
-        raise EngineError("bad_output", f"a WAV of {rate} Hz, {subtype!r} can't be written; subtypes are {known}")
     samples = resample(samples, sample_rate, rate)
     try:
-        # Filters overshoot, and a float WAV would keep it.
-        soundfile.write(path, np.clip(samples, -1.0, 1.0), rate, subtype=subtype, format="WAV")
-    except (soundfile.SoundFileError, OSError) as error:
-        Path(path).unlink(missing_ok=True)
-        raise EngineError("cannot_write", f"the WAV can't be written to {path}: {error}", retryable=True) from error
+        write_wav(path, samples, rate, subtype)
+    except OSError as error:
+        failed = write_failed(0, path, error)
+        raise EngineError(failed.code, failed.message, retryable=failed.retryable) from error
     return len(samples), rate
