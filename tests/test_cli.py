@@ -148,7 +148,7 @@ def test_a_reader_that_leaves_is_no_failure_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon_on_the_same_state_is_told_so(tmp_path: Path) -> None:
-    """``dubd run`` names who is there, and no traceback."""
+    """``dubd run`` names who is there. Exit 2, as for every mistake that starting again would not mend."""
     import fcntl
 
     state = tmp_path / "var" / "state"
@@ -158,6 +158,6 @@ def test_a_second_daemon_on_the_same_state_is_told_so(tmp_path: Path) -> None:
         lock.write("4711\n")
         lock.flush()
         done = dubd("run", "--set", "engine.name=silence", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "4711" in done.stderr
     assert "Traceback" not in done.stderr

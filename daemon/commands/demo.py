@@ -74,6 +74,8 @@ def prepare(invocation: Invocation, folder: Path) -> Invocation:
             f"[pool]\nworkers = {workers}\n\n"
             '[engine]\nname = "draft"\n\n'
             "[inbox]\nsettle_seconds = 0.3\n\n"
+            "[service]\nprogress_seconds = 0.1\nstatus_seconds = 0.2\n\n"
+            "[worker]\nbeat_seconds = 0.1\n\n"
             '[log]\nformat = "console"\n',
             encoding="utf-8",
         )

@@ -58,9 +58,11 @@ def show(findings: Sequence[Finding]) -> None:
         terminal.print(Text.assemble((mark, style), f" {finding.check:<{width}}  {plain(first)}"))
         indent = len(mark) + width + 3
         for line in more:
-            terminal.print(Padding(Text(plain(line), style="dim"), (0, 0, 0, indent)))
+            terminal.print(Padding(Text(plain(line), style="dim"), (0, 0, 0, indent), expand=False))
         if finding.mend and finding.level != "ok":
-            terminal.print(Padding(Text(f"\N{RIGHTWARDS ARROW} {plain(finding.mend)}"), (0, 0, 0, indent)))
+            terminal.print(
+                Padding(Text(f"\N{RIGHTWARDS ARROW} {plain(finding.mend)}"), (0, 0, 0, indent), expand=False)
+            )
     failures = sum(finding.level == "fail" for finding in findings)
     warnings = sum(finding.level == "warn" for finding in findings)
     verdict = "The daemon can work." if not failures else "The daemon could not work."

@@ -309,11 +309,15 @@ def _line(job: Followed) -> str:
 
 
 def _worker_lines(job: Followed) -> list[str]:
-    return [
-        f"worker {plain(worker.get('worker'))} on {_device(worker)}: {plain(activity)}"
-        for worker in rows(job.progress, "workers")
-        if (activity := word(worker, "activity"))
-    ]
+    """What each worker that is on the job does: whom it speaks, how much it has spoken, what it says itself."""
+    lines = []
+    for worker in rows(job.progress, "workers"):
+        speaker, activity = word(worker, "speaker"), word(worker, "activity")
+        parts = [f"{count(worker, 'spoken')} spoken"]
+        parts += [f"speaker {plain(speaker)}"] if speaker else []
+        parts += [plain(activity)] if activity not in ("", "ready", "busy", "idle") else []
+        lines.append(f"worker {plain(worker.get('worker'))} on {_device(worker)}: {', '.join(parts)}")
+    return lines
 
 
 def _device(worker: Document) -> str:

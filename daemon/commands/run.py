@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from daemon.commands.invocation import CommandFailed, Invocation
+from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
 
 
 def execute(invocation: Invocation) -> int:
@@ -35,4 +35,4 @@ def execute(invocation: Invocation) -> int:
     try:
         return anyio.run(start)
     except AlreadyRunning as error:
-        raise CommandFailed(str(error)) from error
+        raise CommandFailed(str(error), ExitCode.REJECTED) from error

@@ -183,13 +183,14 @@ def check_gpus(settings: Settings) -> tuple[list[Gpu], list[Finding]]:
     described = [f"GPU {gpu.index} {gpu.name}, {gpu.total_bytes / BYTES_PER_GB:.0f} GB" for gpu in gpus]
     findings = [Finding.ok("GPUs", "; ".join([*described, f"{len(plan.workers)} worker(s)"]))]
     for warning in plan.warnings:
-        mend = (
-            "Free GPU memory (nvidia-smi), or lower pool.model_memory_gb."
-            if gpus
-            else "On a machine with a GPU: install its driver; nvidia-smi must list it. Without one, speaking is slow."
-        )
-        findings.append(Finding.warn("GPUs", warning, mend))
-    findings += [Finding.warn("GPUs", problem, "See what nvidia-smi says.") for problem in report.problems]
+        if gpus:
+            mend = "Free GPU memory (nvidia-smi), or lower pool.model_memory_gb."
+            findings.append(Finding.warn("GPUs", warning, mend))
+        else:
+            mend = "If there is a GPU, install its driver: nvidia-smi must list it. Without one, speaking is slow."
+            findings.append(Finding.warn("GPUs", "; ".join([warning, *report.problems]), mend))
+    if gpus:
+        findings += [Finding.warn("GPUs", problem, "See what nvidia-smi says.") for problem in report.problems]
     return gpus, findings
 
 

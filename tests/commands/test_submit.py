@@ -18,7 +18,7 @@ from tests.commands.conftest import Place, sample_recording, wait_until
 def test_a_finished_job_exits_0_and_says_what_came_of_it(live: Place, tmp_path: Path) -> None:
     """With --wait the command ends with the job: counts, pace, the folder of the WAVs; references are found beside the
     job file, wherever the command is given."""
-    job = live.write_job(tmp_path / "work", "all_well", ["Hello.", "Again.", "…"])
+    job = live.write_job(tmp_path / "work", "all_well", ["All well.", "All well again.", "…"])
     done = live.dubd("submit", "--wait", str(job))
     assert done.returncode == 0, done.stderr
     assert "all_well: done, 2/3 segments spoken, 1 skipped" in done.stdout
