@@ -19,6 +19,7 @@ import importlib.util
 import os
 import signal
 import sys
+import sysconfig
 
 PR_SET_PDEATHSIG = 1
 FIRST_PRIVATE_DESCRIPTOR = 10
@@ -69,10 +70,10 @@ def set_signals() -> None:
 def make_importable(extra_folders: list[str]) -> None:
     """Put ``extra_folders`` first on the path, in their order, and register the package ``workers`` by its place."""
     folder = os.path.dirname(os.path.realpath(__file__))
-    checkout = os.path.dirname(folder)
-    sys.path[:] = extra_folders + [
-        entry for entry in sys.path if os.path.realpath(entry or os.curdir) not in (folder, checkout)
-    ]
+    ours = {folder, os.path.dirname(folder)}
+    # Installed, ``workers`` lies among this interpreter's own packages, and the engine's are there too.
+    ours -= {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    sys.path[:] = extra_folders + [entry for entry in sys.path if os.path.realpath(entry or os.curdir) not in ours]
     spec = importlib.util.spec_from_file_location(
         "workers", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )

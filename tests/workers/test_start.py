@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.conftest import ROOT, SCRIPT, StartWorker, descendants, wait_until_ended
+from workers.protocol import PROTOCOL_VERSION, encode_frame
 
 PROBE = '''
 """An engine that reports, by failing to load, what it could import."""
@@ -58,6 +60,29 @@ def test_only_the_package_workers_is_importable(
         "workers.protocol": True,
     }
     assert report["path"][:2] == [str(ROOT / "tests" / "engines"), str(extra)]
+
+
+def test_an_installed_worker_finds_the_packages_beside_it(bare_python: str) -> None:
+    """Installed, ``workers`` lies in site-packages, where numpy and the engines' other packages are as well."""
+    asked = [bare_python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    shutil.copytree(ROOT / "workers", packages / "workers", ignore=shutil.ignore_patterns("__pycache__", "fish"))
+    (packages / "neighbour.py").write_text(PROBE)
+    hello = {"type": "hello", "protocol": PROTOCOL_VERSION, "engine": {"name": "neighbour:Probe"}}
+    try:
+        script = str(packages / "workers" / "__main__.py")
+        with subprocess.Popen(
+            [bare_python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as worker:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write(encode_frame(hello))
+            worker.stdin.flush()
+            said = worker.stdout.read()
+    finally:
+        shutil.rmtree(packages / "workers")
+        (packages / "neighbour.py").unlink()
+    assert b'"code":"probed"' in said, said.decode("utf-8", "replace")
 
 
 def test_a_bare_environment_is_enough(start_worker: StartWorker, bare_python: str) -> None:
