@@ -124,7 +124,7 @@ class Pulse:
 
     def __init__(self, settings: Settings) -> None:
         self._status = settings.paths.status
-        self._lock = settings.paths.state / "lock"
+        self._state = settings.paths.state
         self._seen: object = None
         self._moved_at = time.monotonic()
         self._last_live = self._moved_at
@@ -135,6 +135,12 @@ class Pulse:
         mark = identity(self._status)
         if mark is not None and mark != self._seen:
             self._seen, self._moved_at = mark, now
-        if probe_lock(self._lock) == "held" or now - self._moved_at < self.GONE_SECONDS:
+        lock = probe_lock(self._state / "lock")
+        if lock == "held":
+            self._last_live = now
+        elif lock == "free" and word(read_document(self._status), "host_id") == _host_id(self._state):
+            # It is the daemon of this very state folder, and it has let go of it.
+            pass
+        elif now - self._moved_at < self.GONE_SECONDS:
             self._last_live = now
         return now - self._last_live

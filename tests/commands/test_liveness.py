@@ -97,3 +97,16 @@ def test_a_pulse_notices_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) 
     wait_until(lambda: pulse.silent_s() > 0, "silence")
     write_status(place, seq=2)
     assert pulse.silent_s() == 0
+
+
+def test_a_pulse_needs_no_patience_where_the_lock_tells(place: Place) -> None:
+    """The daemon of this very state folder has let go of its lock: it is gone, however fresh its status.json."""
+    state = place.var / "state"
+    state.mkdir(parents=True)
+    (state / "host_id").write_text("abc\n")
+    write_status(place)
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pulse = Pulse(place.settings)
+        assert pulse.silent_s() == 0
+    assert pulse.silent_s() > 0
