@@ -295,6 +295,9 @@ class Jobs:
         self.engine_is_known.set()
         self.signs.wake()
 
+    def worker_changed(self) -> None:
+        self.signs.wake()
+
     def _on_stored(self, delivery: Delivery) -> None:
         run = self.runs[delivery.job.token]
         if delivery.cached:

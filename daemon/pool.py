@@ -75,6 +75,9 @@ class PoolHost(Protocol):
 
     def disk_full(self, reason: str) -> None: ...
 
+    def worker_changed(self) -> None:
+        """Something that people see of a worker is different now."""
+
     def engine_known(self, identity: EngineIdentity) -> None: ...
 
 
@@ -330,6 +333,7 @@ class Pool:
                 ticket.file.unlink(missing_ok=True)
         reason = handle.failure or handle.kill_reason or reason
         log.info("worker has ended", worker=worker, reason=reason)
+        self._host.worker_changed()
         self.apply(events.WorkerGone(anyio.current_time(), worker, generation, reason))
 
     def _on_line(self, handle: Handle, line: str) -> None:
@@ -348,7 +352,10 @@ class Pool:
         worker, generation = handle.worker, handle.generation
         match message["type"]:
             case "beat":
-                handle.activity = str(message.get("activity", ""))[:200]
+                activity = str(message.get("activity", ""))[:200]
+                if activity != handle.activity:
+                    handle.activity = activity
+                    self._host.worker_changed()
                 handle.memory_bytes = _whole(message, "memory_bytes", 0)
                 self.apply(events.WorkerBeat(now, worker, generation))
             case "began":

@@ -27,6 +27,7 @@ import structlog
 import daemon
 from daemon import files, gpus
 from daemon.config import ConfigError, Settings
+from daemon.copied_references import clear_copies
 from daemon.core import events
 from daemon.core.core import Core
 from daemon.core.job import JobRejected
@@ -49,6 +50,9 @@ log = structlog.get_logger("dubd")
 
 STATUS_TO_MANAGER_S = 10.0
 DEFAULT_REPLAN_S = 60.0
+CLEAR_COPIES_S = 3600.0
+LOCK_TRIES = 25
+LOCK_PAUSE_S = 0.02
 WITHOUT_GPU = ("draft", "silence")
 """Engines that use none, whatever the machine has."""
 
@@ -97,7 +101,7 @@ class Daemon:
             await self._recover()
             self.state = "running"
             for part in (
-                self._status.run, self.reception.watch, self.reception.run, self._replan, self._keep_watchdog,
+                self._status.run, self.reception.watch, self.reception.run, self._replan, self._keep_watchdog, self._clear_copies,
             ):  # fmt: skip
                 tasks.start_soon(part)
             self._notifier.ready(self._status_line())
@@ -274,6 +278,11 @@ class Daemon:
         self.reception.look_soon()
         self._notifier.ready(self._status_line())
 
+    async def _clear_copies(self) -> None:
+        while True:
+            await anyio.to_thread.run_sync(clear_copies, self.settings.paths.inbox, abandon_on_cancel=True)
+            await anyio.sleep(CLEAR_COPIES_S)
+
     # --- signs of life --------------------------------------------------------------------------------------
 
     def _status_line(self) -> str:
@@ -349,6 +358,18 @@ def _host_id(state: Path) -> str:
     return made
 
 
+def _locked(descriptor: int) -> bool:
+    """Commands look whether a daemon lives by locking the file themselves, for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
+
+
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold the state folder: one daemon at a time, freed by the kernel however this one ends.
@@ -358,13 +379,11 @@ def _lock(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor):
             pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise AlreadyRunning(
                 f"another daemon (pid {pid}) works on {path.parent}; stop it, or give this one a paths.state of its own"
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield

@@ -3,9 +3,6 @@
 A person writes paths relative to the job file, as everywhere else; the daemon takes them relative to its inbox. So each
 reference is copied to ``inbox/.references/SHA256.EXT``, named by content: copies never collide, equal ones are stored
 once, and the job that is dropped names the copy. An absolute path inside the daemon's allowed roots stays as it is.
-
-A copy is in use while a job file in the inbox, or one that a daemon has claimed, names it. Every submission clears away
-those that nobody has used for an hour.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import errno
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,15 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.commands.invocation import CommandFailed, ExitCode, describe_os_error
+from daemon.copied_references import FOLDER
 
 if TYPE_CHECKING:
     from daemon.config import Settings
-
-FOLDER = ".references"
-
-UNUSED_SECONDS = 3600.0
-"""How old a copy must be before it is cleared away: far longer than any submission takes between making its copies and
-dropping its job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,27 +187,3 @@ def set_mode(path: Path, mode: int) -> None:
     """Some shares refuse it, and it matters only between different users."""
     with suppress(OSError):
         os.chmod(path, mode)
-
-
-def clear_copies(inbox: Path, *, unused_seconds: float = UNUSED_SECONDS) -> None:
-    """Remove the reference copies that no job names any more and nobody has touched for ``unused_seconds``."""
-    try:
-        with os.scandir(inbox / FOLDER) as entries:
-            now = time.time()
-            old = {entry.name: entry for entry in entries if now - entry.stat().st_mtime > unused_seconds}
-        for file in _job_files(inbox) if old else ():
-            content = file.read_bytes()
-            for name in [name for name in old if name.partition(".")[0].encode() in content]:
-                del old[name]
-        for entry in old.values():
-            os.unlink(entry.path)
-    except OSError:
-        # Housekeeping: what can't be read or removed now is left to the next submission.
-        return
-
-
-def _job_files(inbox: Path) -> Iterator[Path]:
-    """Every job in the inbox, and every one that a daemon has claimed."""
-    for path in (*inbox.iterdir(), *(inbox / ".claimed").rglob("*")):
-        if path.is_file() and path.suffix != ".cancel":
-            yield path

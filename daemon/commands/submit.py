@@ -13,9 +13,7 @@ from daemon.commands import liveness
 from daemon.commands.following import Awaited, awaited, follow
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation, complain, describe_os_error
 from daemon.commands.reference_copies import (
-    FOLDER,
     Mistake,
-    clear_copies,
     make_copy,
     place_references,
     read_regular,
@@ -23,6 +21,7 @@ from daemon.commands.reference_copies import (
     set_mode,
 )
 from daemon.commands.showing import plain, plural
+from daemon.copied_references import FOLDER, clear_copies
 
 if TYPE_CHECKING:
     from daemon.config import Settings

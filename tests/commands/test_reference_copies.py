@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.commands.reference_copies import FOLDER, clear_copies, place_references
+from daemon.commands.reference_copies import place_references
 from daemon.commands.submit import drop, prepare
+from daemon.copied_references import FOLDER, clear_copies
 from daemon.core.job_parser import parse_job
 from tests.commands.conftest import Place, make_place, sample_recording
 
