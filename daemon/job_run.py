@@ -15,22 +15,23 @@ import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 import structlog
 
 from daemon import files, outbox
+from daemon.config import Settings
 from daemon.core import events
+from daemon.inbox import Inbox
 from daemon.intake import give_keys
 from daemon.live_job import LiveJob
 from daemon.narration import Narration
+from daemon.pool import Pool
+from daemon.recorder import Recorder
 from daemon.reuse import Published, ReuseIndex
 from daemon.store import Delivery
-
-if TYPE_CHECKING:
-    from daemon.jobs import Jobs
 
 log = structlog.get_logger("dubd.job")
 
@@ -41,10 +42,35 @@ PUBLISH_BATCH = 256
 T = TypeVar("T")
 
 
+class JobHost(Protocol):
+    """What a job's run needs of the rest of the daemon."""
+
+    settings: Settings
+    inbox: Inbox
+    pool: Pool
+    recorder: Recorder
+    reuse: ReuseIndex
+    engine_is_known: anyio.Event
+    outbox_threads: anyio.CapacityLimiter
+    """Threads that may wait for the outbox at one time."""
+
+    def engine_trouble(self) -> str | None:
+        """Why no worker has an engine yet, as far as they have said."""
+
+    def arrive(self, job: LiveJob) -> Narration:
+        """Give the job to the core; who tells its story."""
+
+    def workers_of(self, job: LiveJob) -> list[dict[str, Any]]:
+        """``workers`` of the job's progress.json."""
+
+    def finished(self, job: LiveJob) -> None:
+        """The job's manifest is out."""
+
+
 class JobRun:
     """Runs one job. ``changed``, ``began``, ``stored`` and ``end`` tell it what has become of its segments."""
 
-    def __init__(self, job: LiveJob, jobs: Jobs) -> None:
+    def __init__(self, job: LiveJob, jobs: JobHost) -> None:
         self.job = job
         self._jobs = jobs
         self._recorder = jobs.recorder

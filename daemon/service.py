@@ -100,10 +100,10 @@ class Daemon:
             log.info(line)
             await self._recover()
             self.state = "running"
-            for part in (
-                self._status.run, self.reception.watch, self.reception.run, self._replan, self._keep_watchdog, self._clear_copies,
-            ):  # fmt: skip
+            for part in (self.reception.watch, self.reception.run, self._status.run):
                 tasks.start_soon(part)
+            for upkeep in (self._replan, self._keep_watchdog, self._clear_copies):
+                tasks.start_soon(upkeep)
             self._notifier.ready(self._status_line())
             log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
             async for number in signals:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
@@ -17,10 +17,10 @@ import structlog
 
 import daemon as package
 from daemon import outbox
-
-if TYPE_CHECKING:
-    from daemon.job_run import JobRun
-    from daemon.service import Daemon
+from daemon.config import Settings
+from daemon.job_run import JobRun
+from daemon.jobs import Jobs, Signs
+from daemon.pool import Pool
 
 log = structlog.get_logger("dubd.status")
 
@@ -28,10 +28,22 @@ HEARTBEAT_S = 5.0
 RATE_WINDOW_S = 60.0
 
 
+class Shown(Protocol):
+    """The parts of the daemon that status.json shows."""
+
+    settings: Settings
+    state: str
+    host_id: str
+    started_at: float
+    pool: Pool
+    jobs: Jobs
+    signs: Signs
+
+
 class StatusWriter:
     """Writes the status of ``daemon`` whenever it was woken, and as a heartbeat."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Shown) -> None:
         self._daemon = daemon
         self._seq = 0
         self._wake = anyio.Event()

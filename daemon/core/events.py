@@ -158,8 +158,8 @@ class SegmentFailed:
 
 @dataclass(frozen=True, slots=True)
 class SegmentReleased:
-    """The worker gave the segment back, after a Recall. ``began``: it had taken a slot. ``blameless``: neither the worker
-    nor the segment is to blame that nobody asked (the disk is full, the daemon drains): it costs no try."""
+    """The worker gave the segment back, after a Recall. ``began``: it had taken a slot. ``blameless``: nobody asked,
+    and neither the worker nor the segment is to blame (the disk is full, the daemon drains): it costs no try."""
 
     at: float
     worker: int
