@@ -6,6 +6,7 @@ import io
 import pickle
 import shutil
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fish_speech")
 
 from workers.engines.fish.codec import Codec  # noqa: E402
-from workers.engines.fish.codec_checkpoint import instantiate_codec  # noqa: E402
 from workers.engines.fish.make_codec import make_codec  # noqa: E402
 
 FRAME = 2048
@@ -48,7 +48,12 @@ def codec(folder: Path) -> Codec:
 @pytest.fixture(scope="module")
 def stock(folder: Path) -> Any:
     """fish-speech's DAC with the same weights, built and loaded as fish-speech does."""
-    model = instantiate_codec((folder / "codec.yaml").read_text(), "cpu")
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm is deprecated
+        model = instantiate(OmegaConf.load(folder / "codec.yaml"))
     state = torch.load(folder / "codec.pth", weights_only=True)
     model.load_state_dict(state, strict=False, assign=True)
     return model.eval()

@@ -184,7 +184,6 @@ class _Transformer:
             return
         if not module.causal or module.config.pos_embed_type != "rope":
             raise ValueError("its transformers must be causal, with rotary positions")
-        module.causal_mask = None
         self._module = module.to(device=device, dtype=dtype)
         self._window = module.window_size
         self._longest = int(module.config.block_size)

@@ -10,6 +10,8 @@ import hashlib
 import importlib.resources
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,19 @@ WEIGHTS_NAME = "codec.pth"
 DESCRIPTION_NAME = "codec.yaml"
 _DESCRIPTION_BYTES = 64 * 1024
 
+_ARGUMENTS = "fish_speech.models.dac.modded_dac.ModelArgs"
 _ALLOWED_TARGETS = frozenset(
     {
         "fish_speech.models.dac.modded_dac.DAC",
-        "fish_speech.models.dac.modded_dac.ModelArgs",
+        _ARGUMENTS,
         "fish_speech.models.dac.modded_dac.WindowLimitedTransformer",
         "fish_speech.models.dac.rvq.DownsampleResidualVectorQuantize",
     }
 )
 """hydra calls what a description names; nothing else may be named."""
 
-_OPTIONAL = (".freqs_cis", ".causal_mask")
-"""Tables that stock computes when it builds the model, so that its loading does not miss them in a file."""
+_TABLES = (".freqs_cis", ".causal_mask")
+"""What stock computes when it builds the model, and so does not miss in a file."""
 
 _CODE = "bad_checkpoint"
 
@@ -77,15 +80,14 @@ def _read_description(folder: Path) -> str:
         raise EngineError(_CODE, f"{path} is not UTF-8 text: {error}") from error
 
 
-def instantiate_codec(description: str, device: str = "meta") -> Any:
-    """The stock DAC that a description (YAML) says, its tensors on ``device``: without values on "meta".
+def instantiate_codec(description: str) -> Any:
+    """The stock DAC that a description (YAML) says: its weights without values, its transformers' tables empty.
 
     Raises:
-        EngineError: the description is not one of a codec, names a class that it may not name, or is one of a
-            codec that can't be run piece by piece.
+        EngineError: the description is not one of a codec, or names a class that it may not name.
     """
     with torchaudio_importable(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weight_norm's deprecation, once for each layer
+        warnings.simplefilter("ignore")  # what its libraries use is deprecated here and there
         from fish_speech.models.dac.modded_dac import DAC
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -93,17 +95,64 @@ def instantiate_codec(description: str, device: str = "meta") -> Any:
     try:
         settings = OmegaConf.to_container(OmegaConf.create(description), resolve=False)
     except Exception as error:  # yaml's and OmegaConf's many
-        raise EngineError(_CODE, f"the codec's description does not parse: {error}") from error
+        raise EngineError(_CODE, f"the codec's description does not parse: {_first_line(error)}") from error
     _check_targets(settings)
+    lengths = _shorten_tables(settings)
     try:
-        with torch.device(device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _no_initial_values(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # weight_norm's deprecation, once for each layer
             model = instantiate(settings)
     except Exception as error:
-        raise EngineError(_CODE, f"no codec can be built from its description: {error}") from error
+        raise EngineError(_CODE, f"no codec can be built from its description: {_first_line(error, 3)}") from error
     if not isinstance(model, DAC):
         raise EngineError(_CODE, "the codec's description must have fish_speech's DAC as its _target_")
+    for transformer in transformers_of(model).values():
+        transformer.config.block_size = lengths[transformer.config.block_size]
+        transformer.freqs_cis = transformer.causal_mask = None
     return model
+
+
+def transformers_of(model: Any) -> dict[str, Any]:
+    """The transformers of a stock codec, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "freqs_cis")}
+
+
+def _shorten_tables(settings: object, found: dict[int, int] | None = None) -> dict[int, int]:
+    """Gives each length of a transformer's tables (block_size) a small stand-in; the lengths by their stand-ins.
+
+    Stock builds each transformer with a T x T mask for the longest input, 270 MB for the packaged encoder; we make
+    the masks that we need.
+    """
+    found = {} if found is None else found
+    if isinstance(settings, dict):
+        if settings.get("_target_") == _ARGUMENTS:
+            length = settings.get("block_size", 2048)
+            if not isinstance(length, int) or length < 1:
+                raise EngineError(_CODE, f"the codec's description has {length!r} as a block_size")
+            stand_in = next((key for key, value in found.items() if value == length), len(found) + 1)
+            found[stand_in] = length
+            settings["block_size"] = stand_in
+        for value in settings.values():
+            _shorten_tables(value, found)
+    elif isinstance(settings, list):
+        for value in settings:
+            _shorten_tables(value, found)
+    return found
+
+
+@contextmanager
+def _no_initial_values() -> Iterator[None]:
+    """While it lasts torch's initialisers do nothing: drawing numbers for 390 million weights that are about to be
+    replaced takes longer than reading them."""
+    init = torch.nn.init
+    kept = {name: getattr(init, name) for name in dir(init) if name.endswith("_") and not name.startswith("_")}
+    try:
+        for name in kept:
+            setattr(init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(init, name, function)
 
 
 def _check_targets(settings: object) -> None:
@@ -149,34 +198,39 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def assign_weights(model: Any, state: dict[str, Tensor], path: Path) -> None:
-    """Gives the model the weights, by reference; a table that is not in the file stays as it was built."""
-    # The masks are T x T tables of a causal pattern, 285 MB in the packaged codec; nobody reads them.
-    state = {name: value for name, value in state.items() if not name.endswith(".causal_mask")}
-    state = {
-        name: value.float() if value.is_floating_point() and not name.endswith(_OPTIONAL) else value
+    """Gives a codec of ``instantiate_codec`` its weights, by reference. ``path`` is where they come from.
+
+    Raises:
+        EngineError: weights are missing, too many, or of another shape.
+    """
+    weights = {
+        name: value.float() if value.is_floating_point() else value
         for name, value in state.items()
+        if not name.endswith(_TABLES)
     }
     try:
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
         raise EngineError(
             _CODE,
             f"{path} is the codec of another description, whose {DESCRIPTION_NAME} must lie beside it "
             f"({_first_line(error, 2)})",
         ) from error
-    missing = [name for name in missing if not name.endswith(_OPTIONAL)]
     if missing or unexpected:
         raise EngineError(
             _CODE,
             f"{path} does not fit its description: {_some(missing)} missing, {_some(unexpected)} not known; "
             f"is it the codec of this model, and does its {DESCRIPTION_NAME} lie beside it?",
         )
-    for module in model.modules():
-        if getattr(module, "freqs_cis", None) is not None and module.freqs_cis.is_meta:
-            from fish_speech.models.dac.modded_dac import precompute_freqs_cis
+    from fish_speech.models.dac.modded_dac import precompute_freqs_cis
 
-            settings = module.config
-            module.freqs_cis = precompute_freqs_cis(settings.block_size, settings.head_dim, settings.rope_base)
+    for name, transformer in transformers_of(model).items():
+        settings = transformer.config
+        angles = precompute_freqs_cis(settings.block_size, settings.head_dim, settings.rope_base)
+        stored = state.get(f"{name}.freqs_cis")
+        if stored is not None and stored.shape != angles.shape:
+            raise EngineError(_CODE, f"{path}: {name}.freqs_cis is not of the shape that the description says")
+        transformer.freqs_cis = angles if stored is None else stored
 
 
 def _some(names: list[str]) -> str:

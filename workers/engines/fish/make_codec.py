@@ -20,6 +20,7 @@ from workers.engines.fish.codec_checkpoint import (
     assign_weights,
     instantiate_codec,
     packaged_description,
+    transformers_of,
 )
 
 _TINY = """\
@@ -91,12 +92,7 @@ def make_codec(folder: str, shape: str, seed: int) -> None:
     description = _TINY if shape == "tiny" else packaged_description()
     model = instantiate_codec(description)
     generator = torch.Generator().manual_seed(seed)
-    # The causal masks are constants; a real file has them, and they would be most of a tiny one.
-    weights = {
-        name: _filled(name, like, generator)
-        for name, like in model.state_dict().items()
-        if not name.endswith((".freqs_cis", ".causal_mask"))
-    }
+    weights = {name: _filled(name, like, generator) for name, like in model.state_dict().items()}
     assign_weights(model, weights, Path(folder) / WEIGHTS_NAME)
     _set_level(model, weights, generator)
     if shape == "real":
@@ -144,11 +140,10 @@ def _set_level(model: Any, weights: dict[str, Tensor], generator: torch.Generato
 
 
 def _tables(model: Any) -> dict[str, Tensor]:
-    """The constants that a published file has beside its weights."""
+    """The constants that a published file has beside its weights; they would be most of a tiny one."""
     tables: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if getattr(module, "freqs_cis", None) is not None:
-            size = module.config.block_size
-            tables[f"{name}.freqs_cis"] = module.freqs_cis
-            tables[f"{name}.causal_mask"] = torch.ones((size, size), dtype=torch.bool).tril_()
+    for name, transformer in transformers_of(model).items():
+        size = transformer.config.block_size
+        tables[f"{name}.freqs_cis"] = transformer.freqs_cis
+        tables[f"{name}.causal_mask"] = torch.ones((size, size), dtype=torch.bool).tril_()
     return tables
