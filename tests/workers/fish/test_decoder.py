@@ -23,11 +23,11 @@ from workers.engines.fish.weights import Weights, read_weights  # noqa: E402
 TOLERANCE = 1e-4
 
 
-def read(folder: Path, precision: torch.dtype = torch.float32) -> Weights:
+def read(folder: Path) -> Weights:
     shape = read_shape(str(folder))
     prompter = Prompter(read_tokenizer(str(folder)), shape, str(folder))
     semantic = range(prompter.semantic_begin, prompter.semantic_begin + 4096)
-    return read_weights(str(folder), shape, semantic, prompter.end, torch.device("cpu"), precision)
+    return read_weights(str(folder), shape, semantic, prompter.end, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,8 @@ def random_tokens(generator: np.random.Generator, weights: Weights, count: int, 
 def stock_logits(model: Any, prompt: np.ndarray, frames: np.ndarray) -> tuple[list[Any], list[Any]]:
     """What stock's transformers say at each step, told what to say: of the slow one over the whole vocabulary, of the
     fast one (9, codebook size)."""
-    slow, fast = [], []
+    slow: list[Any] = []
+    fast: list[Any] = []
     with torch.inference_mode():
         for step in range(frames.shape[1] + 1):
             if step == 0:
@@ -89,13 +90,13 @@ def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weig
     generator = np.random.default_rng(1)
     tables, cache = Tables(weights), Cache(weights, 4, 256)
     batch = Batch(4, [32, 64, 96, 128, 192, 256])
-    texts = {}
-    for key, (prompt, frames, joins) in enumerate(
+    texts: dict[int, Any] = {}
+    for key, (before, spoken, joins) in enumerate(
         [(5, 9, 0), (40, 4, 0), (17, 12, 2), (90, 3, 3), (2, 30, 3), (61, 8, 7)]
     ):
         said = (
-            random_tokens(generator, weights, prompt, spoken=False),
-            random_tokens(generator, weights, frames, spoken=True),
+            random_tokens(generator, weights, before, spoken=False),
+            random_tokens(generator, weights, spoken, spoken=True),
         )
         texts[key] = (*said, joins, stock_logits(stock, *said))
     waiting = dict(texts)
@@ -123,8 +124,8 @@ def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weig
                 position = torch.zeros(plan.rows, dtype=torch.int64)
                 for key in plan.keys:
                     prompt, frames, _, _ = texts[key]
-                    said = np.concatenate([prompt[:, -1:], frames], axis=1)[:, place[key]]
-                    newest[batch.slot(key)] = torch.from_numpy(said)
+                    forced = np.concatenate([prompt[:, -1:], frames], axis=1)[:, place[key]]
+                    newest[batch.slot(key)] = torch.from_numpy(forced)
                     position[batch.slot(key)] = prompt.shape[1] - 1 + place[key]
                 hidden = decoder.slow_step(weights, tables, cache, newest, position, plan.length)
                 logits = decoder.head(weights, hidden)
@@ -192,7 +193,7 @@ def stock_codes(
 
     model.forward_generate = masked
     try:
-        said = generate(
+        sequence = generate(
             model=model,
             prompt=torch.from_numpy(prompt),
             max_new_tokens=frames,
@@ -204,9 +205,10 @@ def stock_codes(
         )
     finally:
         del model.forward_generate
-    said = said[:, prompt.shape[1] :].numpy()
+    said: np.ndarray = sequence[:, prompt.shape[1] :].numpy()
     ends = np.flatnonzero(said[0] == weights.end)
-    return said[1:, : ends[0] if len(ends) else None]
+    codes: np.ndarray = said[1:, : ends[0] if len(ends) else None]
+    return codes
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])

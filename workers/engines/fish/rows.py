@@ -144,7 +144,7 @@ class Rows:
         while rows:
             rows.sort(key=lambda row: row[1].shape[1])
             longest = min(rows[-1][1].shape[1], PREFILL_TOKENS)
-            count = 1 if self.steady or self.weights.device.type == "cpu" else max(1, PREFILL_TOKENS // longest)
+            count = 1 if self.steady else max(1, PREFILL_TOKENS // longest)
             now, rows = rows[-count:], rows[:-count]
             self._prefill([(slot, tokens[:, :longest], at) for slot, tokens, at in now])
             rows += [(slot, tokens[:, longest:], at + longest) for slot, tokens, at in now if tokens.shape[1] > longest]
