@@ -120,7 +120,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Move a synced file to ``target``, replacing it, over file systems too. The caller syncs ``target``'s folder,
-    once for many moves; then ``source`` may be gone."""
+    once for many moves; until then a power cut may bring ``source`` back, but never takes both."""
     try:
         os.rename(source, target)
     except OSError as error:
@@ -129,6 +129,8 @@ def move(source: Path, target: Path) -> None:
     else:
         return
     copy(source, target)
+    # Two file systems keep no order between them: the copy must be there before the original goes.
+    fsync_folder(target.parent)
     os.unlink(source)
 
 
@@ -170,7 +172,11 @@ def append(descriptor: int, data: bytes, *, durable: bool) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents; each new one is synced into its parent."""
+    """Make a folder and its missing parents; each new one is synced into its parent.
+
+    Raises:
+        OSError: it can't be made; FileExistsError or NotADirectoryError when a file has the name of one of them.
+    """
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -179,13 +185,25 @@ def make_folder(folder: Path) -> None:
         try:
             os.mkdir(new, FOLDER_MODE)
         except FileExistsError:
-            continue
+            if not new.is_dir():
+                raise
+            continue  # somebody else was faster
         fsync_folder(new.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file; one that is gone already is fine."""
     _forget(path)
+
+
+def discard(path: Path) -> None:
+    """Remove what lies there, a folder too, as far as that is possible: nothing depends on it."""
+    try:
+        os.unlink(path)
+    except (IsADirectoryError, PermissionError):
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        pass
 
 
 def remove_tree(folder: Path) -> None:

@@ -28,18 +28,24 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
-        self._lost: list[bytes] = []
-        """Lines that a failed write may or may not have brought to disk; they go into the next file."""
+        self._recorded: int | None = None
+        """Bytes of the file that are recorded, always whole lines; None until we have looked."""
+        self._torn = False
+        """Something may stand behind them: the next records go into a new file."""
 
     def append(self, records: Iterable[Record], *, durable: bool = True) -> None:
         """Add records, all or (for the reader) a prefix of them.
 
         Raises:
             OSError: they are not recorded; the same call may be tried again and then makes a new file.
+            ValueError: a record holds a value that JSON can't hold (NaN, an infinity); nothing is recorded.
         """
-        lines = [_line(record) for record in records]
-        if self._lost or (self._descriptor is None and not self._whole()):
-            self._rewrite(lines)
+        data = b"".join([_line(record) for record in records])
+        if self._recorded is None:
+            self._recorded = sum(len(line) for line in _good_lines(self._path))
+            self._torn = self._recorded != _size(self._path)
+        if self._torn:
+            self._rewrite(data)
             return
         try:
             if self._descriptor is None:
@@ -47,32 +53,24 @@ class Journal:
                     self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE
                 )
                 files.fsync_folder(self._path.parent)
-            files.append(self._descriptor, b"".join(lines), durable=durable)
+            files.append(self._descriptor, data, durable=durable)
         except OSError:
             self.close()
-            self._lost = [b""]
+            self._torn = True
             raise
+        self._recorded += len(data)
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _whole(self) -> bool:
-        """Whether the file ends where its last good line does, so that appending is safe."""
-        try:
-            size = self._path.stat().st_size
-        except FileNotFoundError:
-            return True
-        return size == sum(len(line) for line in _good_lines(self._path))
-
-    def _rewrite(self, lines: list[bytes]) -> None:
+    def _rewrite(self, data: bytes) -> None:
         self.close()
-        kept = list(_good_lines(self._path))
-        # What the failed write did bring to disk is among the good lines; asking for it again would double it.
-        known = set(kept)
-        files.write_atomically(self._path, b"".join(kept + [line for line in lines if line not in known]))
-        self._lost = []
+        # What a failed write did bring to disk lies behind what is recorded, and is asked for again.
+        kept = b"".join(_good_lines(self._path))[: self._recorded]
+        files.write_atomically(self._path, kept + data)
+        self._recorded, self._torn = len(kept) + len(data), False
 
 
 def read_journal(path: Path) -> list[Record]:
@@ -83,6 +81,13 @@ def read_journal(path: Path) -> list[Record]:
 def _line(record: Record) -> bytes:
     body = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
     return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _good_lines(path: Path) -> Iterable[bytes]:
