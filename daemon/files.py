@@ -65,6 +65,22 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         fsync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path``, durably, never replacing anything.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+    """
+    temporary = temporary_name(path)
+    write_atomically(temporary, data)
+    try:
+        rename_new(temporary, path)
+    except BaseException:
+        _forget(temporary)
+        raise
+    fsync_folder(path.parent)
+
+
 def fsync_file(path: Path) -> None:
     """Sync a file that another process has written and closed.
 

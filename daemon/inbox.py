@@ -10,11 +10,12 @@ is lost but seconds. Taking is one rename into ``.claimed/HOST-ID/TOKEN/``: of s
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,10 @@ from daemon.live_job import Claim, new_token, received_at
 log = structlog.get_logger("dubd.inbox")
 
 CLAIMED = ".claimed"
+MOST_NAME_BYTES = 255
 LOOK_BUDGET_S = 0.3
-"""How long one look may parse files before the ones that are ready are handed on."""
+"""How long one look may parse files before the ones that are ready are handed on. Listing them is not counted: a share
+on which that alone takes longer must not keep the first file from being read."""
 
 WATCH_MS = 250
 """Milliseconds after which the watcher's thread looks up to see whether it is still wanted."""
@@ -102,38 +105,40 @@ class Inbox:
             OSError: the inbox can't be listed.
         """
         settle, grace = self._settings.inbox.settle_seconds, self._settings.inbox.grace_seconds
-        started = time.monotonic()
+        spent = 0.0
         ready: list[Ready] = []
         cancels: list[str] = []
         due: list[float] = []
         seen: set[str] = set()
         more = False
         for name, status in self._candidates():
-            if name.casefold().endswith(".cancel"):
-                cancels.append(name)
-                continue
             if stat.S_ISDIR(status.st_mode):
                 self._warn_of_folder(name)
                 continue
+            if name.casefold().endswith(".cancel"):
+                cancels.append(name)
+                continue
             seen.add(name)
             observation = self._observe(name, status, now)
-            if time.monotonic() - started > LOOK_BUDGET_S:
-                more = True
-                break
+            if observation.regular and not observation.parsed:
+                if spent > LOOK_BUDGET_S:
+                    more = True
+                    continue
+                # Read at once, while it settles: then its references settle along with it.
+                started = time.monotonic()
+                self._parse(name, observation, now)
+                spent += time.monotonic() - started
             if now - observation.since < settle:
                 due.append(observation.since + settle)
                 continue
             if not observation.regular:
                 ready.append(Ready(name, 0, observation.mtime_ns, (_irregular(name, status),)))
                 continue
-            if not observation.parsed:
-                self._parse(name, observation)
             if observation.complete or now - observation.since >= settle + grace:
                 ready.append(Ready(name, observation.priority, observation.mtime_ns))
             else:
                 due.append(observation.since + settle + grace)
-        if not more:
-            self._observations = {name: self._observations[name] for name in seen}
+        self._observations = {name: self._observations[name] for name in seen}
         ready.sort(key=lambda item: (-item.priority, item.mtime_ns, item.name))
         return Look(tuple(ready), tuple(cancels), len(seen), min(due, default=None), more)
 
@@ -147,8 +152,8 @@ class Inbox:
                     continue
                 try:
                     found.append((name, entry.stat(follow_symlinks=False)))
-                except FileNotFoundError:
-                    continue  # taken by another daemon, or withdrawn
+                except OSError:
+                    continue  # taken by another daemon, or withdrawn; one that can't be looked at is no other's harm
         return found
 
     def _observe(self, name: str, status: os.stat_result, now: float) -> Observation:
@@ -157,9 +162,6 @@ class Inbox:
         if observation is None or observation.signature != signature:
             observation = Observation(signature, now, mtime_ns=status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode))
             self._observations[name] = observation
-            if observation.regular:
-                # Read at once, while it settles: then its references settle along with it.
-                self._parse(name, observation)
         elif observation.reference_paths:
             references = self._reference_signatures(observation.reference_paths)
             if references != observation.references:
@@ -168,7 +170,7 @@ class Inbox:
                 observation.complete = None not in references
         return observation
 
-    def _parse(self, name: str, observation: Observation) -> None:
+    def _parse(self, name: str, observation: Observation, now: float) -> None:
         observation.parsed = True
         try:
             job = parse_job(
@@ -187,6 +189,8 @@ class Inbox:
         observation.reference_paths = reference_paths(job)
         observation.references = self._reference_signatures(observation.reference_paths)
         observation.complete = None not in observation.references
+        if observation.references:
+            observation.since = now  # they are seen for the first time, whenever the file was
 
     def _reference_signatures(self, paths: Sequence[str]) -> tuple[Signature | None, ...]:
         found: list[Signature | None] = []
@@ -220,13 +224,17 @@ class Inbox:
         target = folder / ready.name
         try:
             files.rename(self._folder / ready.name, target)
-        except FileNotFoundError:
+        except OSError as error:
             with suppress(OSError):
                 folder.rmdir()
-            return None
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
         self._observations.pop(ready.name, None)
-        files.fsync_folder(folder)
-        files.fsync_folder(self._folder)
+        # The file is ours now. Should a power cut undo that, it lies in the inbox again, and nothing is lost.
+        with suppress(OSError):
+            files.fsync_folder(folder)
+            files.fsync_folder(self._folder)
         return Claim(token, target, received_at(token))
 
     def put_back(self, claim: Claim) -> None:
@@ -247,10 +255,14 @@ class Inbox:
         folder = self.claimed / token
         try:
             for name in os.listdir(folder):
-                files.remove(folder / name)
+                files.discard(folder / name)
             folder.rmdir()
         except FileNotFoundError:
             pass
+
+    def has_lost(self, claim: Claim) -> bool:
+        """Whether the claimed file is gone while the inbox is there: somebody has taken it away."""
+        return self.identity() is not None and not os.path.lexists(claim.file)
 
     def claims(self) -> list[Claim]:
         """What this daemon has taken and not finished, the oldest first."""
@@ -261,16 +273,19 @@ class Inbox:
             return []
         for token in tokens:
             try:
-                names = os.listdir(self.claimed / token)
+                received = received_at(token)
+                # NFS leaves hidden files where one was removed that is still open.
+                names = sorted(name for name in os.listdir(self.claimed / token) if not name.startswith("."))
                 if not names:
                     (self.claimed / token).rmdir()
                     continue
-                found.append(Claim(token, self.claimed / token / names[0], received_at(token)))
+                found.append(Claim(token, self.claimed / token / names[0], received))
             except (OSError, ValueError):
                 log.warning("what lies among the claimed jobs is not ours", name=token)
         return found
 
     def remove_cancel(self, name: str) -> None:
+        """Raises OSError: it can't be removed."""
         files.remove(self._folder / name)
 
     # --- waking up ------------------------------------------------------------------------------------------
@@ -326,20 +341,27 @@ def read_document(path: Path, limits: Limits) -> bytes:
     """A job file's bytes.
 
     Raises:
-        JobRejected: it is larger than ``limits.job_bytes`` or no regular file.
-        OSError: it can't be read.
+        JobRejected: it is larger than ``limits.job_bytes``, no regular file, or not for the daemon to read.
+        OSError: the disk or the share failed.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as error:
+        message = f"the daemon (user {os.geteuid()}) may not read it: give it read permission (chmod a+r)"
+        # Programs that copy a file may set its mode last.
+        raise JobRejected([Reason("$", "unreadable", message)], incomplete=True) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise JobRejected([Reason("$", "not_regular", "it is not a regular file")]) from error
         raise
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise JobRejected([Reason("$", "not_regular", "it is not a regular file")])
-        document = file.read(limits.job_bytes + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            document = file.read(limits.job_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(document) > limits.job_bytes:
         message = (
             f"the file has {max(status.st_size, len(document))} bytes, the limit is {limits.job_bytes}; "
@@ -349,47 +371,62 @@ def read_document(path: Path, limits: Limits) -> bytes:
     return document
 
 
-def reject(
-    rejected: Path,
-    file: Path,
-    reasons: Sequence[Reason],
-    *,
-    job_id: str | None,
-    now: float,
-    log_name: str | None = None,
-) -> Path:
-    """Move a file to ``rejected`` and write why beside it, as NAME.error.json; where that is. ``now``: Unix time.
+def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float) -> Path:
+    """Move a claimed file to ``rejected``, and write why beside it, as NAME.error.json; where that is. ``now``: Unix
+    time. The reasons come first: they hold the name against other daemons, and a crash in between leaves no file
+    without them. A call that is made again after a crash finds its own.
 
     Raises:
         OSError: it still lies where it was.
     """
     files.make_folder(rejected)
-    name = log_name or file.name
-    stem, suffix = stem_of(name), name[len(stem_of(name)) :]
-    encoded = os.fsencode(stem)[: 255 - len(".99999.error.json")]
-    stem = os.fsdecode(encoded)
-    number = 1
-    while True:
-        free = stem if number == 1 else f"{stem}.{number}"
-        target, error = rejected / (free + suffix), rejected / (free + ".error.json")
-        if not os.path.lexists(target) and not os.path.lexists(error):
-            break
-        number += 1
+    claim = file.parent.name
     body = {
         "schema": 1,
-        "name": printable(name),
+        "name": printable(file.name),
         "job_id": job_id,
+        "claim": claim,
         "rejected_at": round(now, 3),
         "reasons": [{"path": r.path, "code": r.code, "message": r.message} for r in reasons],
     }
+    data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
+    for target, error in _free_names(rejected, file.name):
+        if os.path.lexists(target):
+            continue
+        try:
+            files.write_new(error, data)
+        except FileExistsError:
+            if _claim_of(error) != claim:
+                continue
+        break
     try:
         files.move(file, target)
     except FileNotFoundError:
-        pass  # moved before a crash, or taken away by its owner: the reasons are still owed
+        pass  # taken away by its owner: the reasons are still owed
     except OSError as failure:
         if failure.errno not in (errno.EINVAL, errno.ENXIO, errno.ELOOP):
+            files.discard(error)
             raise
         files.remove(file)  # a link or FIFO can't be carried to another file system, and holds nothing of its own
-    data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
-    files.write_atomically(error, data + b"\n")
+    files.fsync_folder(rejected)
     return error
+
+
+def _free_names(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:
+    """NAME.json and NAME.error.json, NAME.2.json and NAME.2.error.json, …; a long name is cut to leave room."""
+    stem, suffix = stem_of(name), name[len(stem_of(name)) :]
+    encoded = os.fsencode(stem)
+    cut = MOST_NAME_BYTES - len(".99999.error.json")
+    while cut < len(encoded) and encoded[cut] & 0xC0 == 0x80:  # inside a character of UTF-8
+        cut -= 1
+    stem = os.fsdecode(encoded[:cut])
+    for number in itertools.count(1):
+        free = stem if number == 1 else f"{stem}.{number}"
+        yield folder / (free + suffix), folder / (free + ".error.json")
+
+
+def _claim_of(error: Path) -> object:
+    try:
+        return json.loads(error.read_bytes())["claim"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
