@@ -9,6 +9,7 @@ would take 0.8 GB for a single activation.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from workers.engine import EngineError
 from workers.engines.fish.codec_checkpoint import build_codec
@@ -95,7 +97,8 @@ class Codec:
         """One row, alone and without padding: on the CPU in float32 with the same threads, the same bits always."""
         if codes.shape[1] == 0:
             return np.zeros(0, np.float32)
-        return self._decoder([codes], self.piece_row_frames)[0]
+        (samples,) = self._decoder([codes], self.piece_row_frames)
+        return samples
 
     def encode(self, recordings: Sequence[Samples]) -> list[Codes]:
         """The codes of each mono recording at ``sample_rate``: (samples,) -> (codebooks, ceil(samples /
@@ -137,25 +140,25 @@ class _Decoder:
         leaves = [*flattened(quantizer.upsample), *flattened(model.decoder)]
         self._layers: list[Layer] = [layer_of(leaf, device, dtype) for leaf in leaves]
 
-    @torch.inference_mode()
     def __call__(self, rows: Sequence[Codes], piece_row_frames: int) -> list[Samples]:
         """``rows`` in falling length, none empty."""
         lengths = [row.shape[1] for row in rows]
         codes = np.zeros((len(rows), len(self._codebooks), lengths[0]), np.int64)
         for index, row in enumerate(rows):
             codes[index, :, : lengths[index]] = row
-        features = self._transformer(self._embed(torch.from_numpy(codes).to(self._device)))
-        features = to_channels_last(features.transpose(1, 2))  # (rows, channels, 1, frames)
-        pieces: list[Tensor] = []
-        memory: Memory = {}
-        start = 0
-        while start < lengths[0]:
-            live = sum(length > start for length in lengths)
-            end = min(start + max(_GPU_LEAST_FRAMES, piece_row_frames // live), lengths[0])
-            pieces.append(run(self._layers, features[:live, :, :, start:end], memory)[:, 0, 0])
-            start = end
-        # To the host in one go: each copy would wait for the device.
-        flat = torch.cat([piece.reshape(-1) for piece in pieces]).float().cpu().numpy()
+        with torch.inference_mode():
+            features = self._transformer(self._embed(torch.from_numpy(codes).to(self._device)))
+            features = to_channels_last(features.transpose(1, 2))  # (rows, channels, 1, frames)
+            pieces: list[Tensor] = []
+            memory: Memory = {}
+            start = 0
+            while start < lengths[0]:
+                live = sum(length > start for length in lengths)
+                end = min(start + max(_GPU_LEAST_FRAMES, piece_row_frames // live), lengths[0])
+                pieces.append(run(self._layers, features[:live, :, :, start:end], memory)[:, 0, 0])
+                start = end
+            # To the host in one go: each copy would wait for the device.
+            flat = torch.cat([piece.reshape(-1) for piece in pieces]).float().cpu().numpy()
         parts: list[list[Samples]] = [[] for _ in rows]
         at = 0
         for piece in pieces:
@@ -172,7 +175,7 @@ class _Decoder:
         vectors = [
             codebook[codes[:, index].clamp(0, codebook.shape[0] - 1)] for index, codebook in enumerate(self._codebooks)
         ]
-        return torch.nn.functional.linear(torch.cat(vectors, dim=2), self._projection, self._bias).to(self._dtype)
+        return functional.linear(torch.cat(vectors, dim=2), self._projection, self._bias).to(self._dtype)
 
 
 class _Transformer:
@@ -184,7 +187,7 @@ class _Transformer:
             return
         if not module.causal or module.config.pos_embed_type != "rope":
             raise ValueError("its transformers must be causal, with rotary positions")
-        self._module = module.to(device=device, dtype=dtype)
+        self._module = _moved(module, device, dtype)
         self._window = module.window_size
         self._longest = int(module.config.block_size)
         self._mask = torch.ones((0, 0), dtype=torch.bool, device=device)
@@ -214,6 +217,41 @@ class _Transformer:
         return self._mask[:time, :time]
 
 
+def _moved(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy of the module with its tensors where and how they are wanted; what is so already is shared, and stays
+    mapped from the file."""
+    tensors = {id(weight): nn.Parameter(weight.detach().to(device, dtype), False) for weight in module.parameters()}
+    tables = {id(table): table.to(device) for table in module.buffers()}
+    return copy.deepcopy(module, {**tensors, **tables})
+
+
+class _Codebook:
+    """One stage of the quantizer: (rows, time, channels) -> the nearest codes (rows, time), and what they stand for
+    (rows, time, channels). The arithmetic is stock's, in stock's order, so that its codes are."""
+
+    def __init__(self, stage: Any, device: torch.device) -> None:
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.detach().float().to(device)
+
+        self._into = (moved(plain_weight(stage.in_proj)[:, :, 0]), moved(stage.in_proj.bias))
+        self._out = (moved(plain_weight(stage.out_proj)[:, :, 0]), moved(stage.out_proj.bias))
+        self._vectors = moved(stage.codebook.weight)
+        self._directions = functional.normalize(self._vectors)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        projected = functional.linear(x, *self._into)
+        direction = functional.normalize(projected, dim=2)
+        distance = (
+            direction.pow(2).sum(2, keepdim=True)
+            - 2 * direction @ self._directions.t()
+            + self._directions.pow(2).sum(1, keepdim=True).t()
+        )
+        codes = (-distance).max(2)[1]
+        # Training needs the detour; here it only rounds, but the next stage sees what this one left.
+        vectors = projected + (self._vectors[codes] - projected)
+        return codes, functional.linear(vectors, *self._out)
+
+
 class _Encoder:
     """Always float32. On the CPU the transformers' weights stay in the file until they are read."""
 
@@ -228,11 +266,10 @@ class _Encoder:
                 assert isinstance(chain, list)
                 chain.append(layer_of(leaf, device, torch.float32))
         self._stages.append(_Transformer(model.quantizer.pre_module, device, torch.float32))
-        self._semantic = model.quantizer.semantic_quantizer.to(device)
-        self._residual = model.quantizer.quantizer.to(device)
+        stages = (*model.quantizer.semantic_quantizer.quantizers, *model.quantizer.quantizer.quantizers)
+        self._codebooks = [_Codebook(stage, device) for stage in stages]
         self._frame_samples = int(model.frame_length)
 
-    @torch.inference_mode()
     def __call__(self, rows: Sequence[Samples], piece_row_frames: int) -> list[Codes]:
         """``rows`` in falling length, none empty."""
         size = self._frame_samples
@@ -240,8 +277,9 @@ class _Encoder:
         audio = np.zeros((len(rows), 1, frames[0] * size), np.float32)
         for index, row in enumerate(rows):
             audio[index, 0, : row.shape[0]] = row
-        codes = self._codes(torch.from_numpy(audio), max(_GPU_LEAST_FRAMES, piece_row_frames // len(rows)))
-        host = codes.cpu().numpy()
+        piece_frames = max(_GPU_LEAST_FRAMES, piece_row_frames // len(rows))
+        with torch.inference_mode():
+            host = self._codes(torch.from_numpy(audio), piece_frames).cpu().numpy()
         return [host[index, :, :length].astype(np.int64) for index, length in enumerate(frames)]
 
     def _codes(self, audio: Tensor, piece_frames: int) -> Tensor:
@@ -260,6 +298,10 @@ class _Encoder:
                 piece = x[:, :, start : start + step].to(self._device)
                 done.append(run(stage, to_channels_last(piece), memory)[:, :, 0])
             x = torch.cat(done, dim=2)
-        semantic, semantic_codes = self._semantic(x)[:2]
-        codes = self._residual(x - semantic)[1]
-        return torch.cat((semantic_codes, codes), dim=1)
+        rest = x.transpose(1, 2)
+        codes = []
+        for codebook in self._codebooks:
+            nearest, found = codebook(rest)
+            codes.append(nearest)
+            rest = rest - found
+        return torch.stack(codes, dim=1)
