@@ -11,7 +11,8 @@ returned, either nothing of it is seen or all of it. The rules behind these few 
   renames themselves.
 - rename() replaces silently. Where a name may belong to somebody else, ``rename_new`` is used.
 
-Nothing here logs or retries; an OSError goes to the caller, who knows whose work it is.
+Nothing here logs or retries; an OSError goes to the caller, who knows whose work it is. Every system call that changes
+something goes through ``disk``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,52 @@ _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Disk:
+    """The system calls that change what is on disk, one method each and nothing around them: whoever replaces ``disk``
+    sees all that the daemon does to its files, in order, and may fail any of it."""
+
+    def create(self, path: Path, flags: int, mode: int) -> int:
+        return os.open(path, flags, mode)
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def fdatasync(self, descriptor: int) -> None:
+        os.fdatasync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def rename_new(self, source: Path, target: Path) -> None:
+        """Raises OSError: FileExistsError when ``target`` exists, one of _NOT_SUPPORTED when it can't be said."""
+        result = _libc.renameat2(
+            _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE)
+        )
+        if result != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def mkdir(self, folder: Path, mode: int) -> None:
+        os.mkdir(folder, mode)
+
+    def rmdir(self, folder: Path) -> None:
+        os.rmdir(folder)
+
+    def remove_all(self, folder: Path) -> None:
+        """The folder and what is in it, as far as that goes; many calls, whose order is nobody's business."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+disk = Disk()
+"""Every change passes here."""
+
+
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path`` that no scan of ours takes for a finished file. Short, since ``path``'s own name
     may already be as long as a name can be."""
@@ -50,14 +97,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
     reader, but a power cut may bring back the old content (for files that are rewritten every second)."""
     temporary = temporary_name(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        descriptor = create(temporary, mode)
         try:
             _write_all(descriptor, data)
             if durable:
-                os.fsync(descriptor)
+                disk.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(temporary, path)
+        disk.rename(temporary, path)
     except BaseException:
         _forget(temporary)
         raise
@@ -91,7 +138,7 @@ def fsync_file(path: Path) -> None:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        os.fsync(descriptor)
+        disk.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -100,7 +147,7 @@ def fsync_folder(folder: Path) -> None:
     """Make renames into and out of ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        disk.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
@@ -110,7 +157,7 @@ def fsync_folder(folder: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename within one file system, replacing ``target``. The caller syncs the folder, once for many renames."""
-    os.rename(source, target)
+    disk.rename(source, target)
 
 
 def rename_new(source: Path, target: Path) -> None:
@@ -119,26 +166,25 @@ def rename_new(source: Path, target: Path) -> None:
     Raises:
         FileExistsError: ``target`` exists.
     """
-    result = _libc.renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE)
-    )
-    if result == 0:
+    try:
+        disk.rename_new(source, target)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    else:
         return
-    number = ctypes.get_errno()
-    if number not in _NOT_SUPPORTED:
-        raise OSError(number, os.strerror(number), str(source), None, str(target))
     # A file system without it (NFS, some FUSE): look first. Two daemons never share a target of ours, so the gap
     # between the look and the rename is open only to a person who creates that very name in it.
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    os.rename(source, target)
+    disk.rename(source, target)
 
 
 def move(source: Path, target: Path) -> None:
     """Move a synced file to ``target``, replacing it, over file systems too. The caller syncs ``target``'s folder,
     once for many moves; until then a power cut may bring ``source`` back, but never takes both."""
     try:
-        os.rename(source, target)
+        disk.rename(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -147,7 +193,7 @@ def move(source: Path, target: Path) -> None:
     copy(source, target)
     # Two file systems keep no order between them: the copy must be there before the original goes.
     fsync_folder(target.parent)
-    os.unlink(source)
+    disk.unlink(source)
 
 
 def copy(source: Path, target: Path) -> str:
@@ -163,15 +209,15 @@ def copy(source: Path, target: Path) -> str:
     try:
         if not stat.S_ISREG(os.fstat(reader).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(source))
-        writer = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        writer = create(temporary)
         try:
             while block := os.read(reader, COPY_BYTES):
                 digest.update(block)
                 _write_all(writer, block)
-            os.fsync(writer)
+            disk.fsync(writer)
         finally:
             os.close(writer)
-        os.rename(temporary, target)
+        disk.rename(temporary, target)
     except BaseException:
         _forget(temporary)
         raise
@@ -180,11 +226,31 @@ def copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
+def create(path: Path, mode: int = FILE_MODE) -> int:
+    """A new file, open for writing; the caller closes it.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    return disk.create(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def open_for_append(path: Path) -> int:
+    """The file, made when missing, open for appending; the caller closes it. Its name is durable on return."""
+    descriptor = disk.create(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        fsync_folder(path.parent)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def append(descriptor: int, data: bytes, *, durable: bool) -> None:
     """Append to an open file. After an OSError the file's tail is unknown and it must not be used again."""
     _write_all(descriptor, data)
     if durable:
-        os.fdatasync(descriptor)
+        disk.fdatasync(descriptor)
 
 
 def make_folder(folder: Path) -> None:
@@ -199,12 +265,20 @@ def make_folder(folder: Path) -> None:
         folder = folder.parent
     for new in reversed(missing):
         try:
-            os.mkdir(new, FOLDER_MODE)
+            make_new_folder(new)
         except FileExistsError:
             if not new.is_dir():
-                raise
-            continue  # somebody else was faster
-        fsync_folder(new.parent)
+                raise  # else somebody else was faster
+
+
+def make_new_folder(folder: Path) -> None:
+    """Make a folder, synced into its parent.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    disk.mkdir(folder, FOLDER_MODE)
+    fsync_folder(folder.parent)
 
 
 def remove(path: Path) -> None:
@@ -212,12 +286,17 @@ def remove(path: Path) -> None:
     _forget(path)
 
 
+def remove_empty_folder(folder: Path) -> None:
+    """Raises OSError: it is not empty, or not there."""
+    disk.rmdir(folder)
+
+
 def discard(path: Path) -> None:
     """Remove what lies there, a folder too, as far as that is possible: nothing depends on it."""
     try:
-        os.unlink(path)
+        disk.unlink(path)
     except (IsADirectoryError, PermissionError):
-        shutil.rmtree(path, ignore_errors=True)
+        disk.remove_all(path)
     except OSError:
         pass
 
@@ -227,15 +306,15 @@ def remove_tree(folder: Path) -> None:
     a crash in between leaves nothing that could be taken for a whole folder."""
     hidden = folder.parent / f".{folder.name}.gone"
     try:
-        os.rename(folder, hidden)
+        disk.rename(folder, hidden)
     except FileNotFoundError:
         pass
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.rename(folder, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+        disk.remove_all(hidden)
+        disk.rename(folder, hidden)
+    disk.remove_all(hidden)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -244,7 +323,7 @@ def remove_leftovers(folder: Path) -> None:
         if entry.name.startswith(".") and entry.name.endswith(".part"):
             _forget(Path(entry.path))
         elif entry.name.startswith(".") and entry.name.endswith((".gone", ".new")):
-            shutil.rmtree(entry.path, ignore_errors=True)
+            disk.remove_all(Path(entry.path))
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
@@ -258,9 +337,9 @@ def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[disk.write(descriptor, view) :]
 
 
 def _forget(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        disk.unlink(path)

@@ -226,7 +226,7 @@ class Inbox:
             files.rename(self._folder / ready.name, target)
         except OSError as error:
             with suppress(OSError):
-                folder.rmdir()
+                files.remove_empty_folder(folder)
             if isinstance(error, FileNotFoundError):
                 return None
             raise
@@ -256,7 +256,7 @@ class Inbox:
         try:
             for name in os.listdir(folder):
                 files.discard(folder / name)
-            folder.rmdir()
+            files.remove_empty_folder(folder)
         except FileNotFoundError:
             pass
 
@@ -277,7 +277,7 @@ class Inbox:
                 # NFS leaves hidden files where one was removed that is still open.
                 names = sorted(name for name in os.listdir(self.claimed / token) if not name.startswith("."))
                 if not names:
-                    (self.claimed / token).rmdir()
+                    files.remove_empty_folder(self.claimed / token)
                     continue
                 found.append(Claim(token, self.claimed / token / names[0], received))
             except (OSError, ValueError):

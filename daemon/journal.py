@@ -49,10 +49,7 @@ class Journal:
             return
         try:
             if self._descriptor is None:
-                self._descriptor = os.open(
-                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE
-                )
-                files.fsync_folder(self._path.parent)
+                self._descriptor = files.open_for_append(self._path)
             files.append(self._descriptor, data, durable=durable)
         except OSError:
             self.close()

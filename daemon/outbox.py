@@ -38,8 +38,7 @@ def take(outbox: Path, job: LiveJob) -> Path:
     folder = outbox / job.job_id
     files.make_folder(outbox)
     try:
-        os.mkdir(folder, files.FOLDER_MODE)
-        files.fsync_folder(outbox)
+        files.make_new_folder(folder)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             raise OutboxConflict(

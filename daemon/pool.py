@@ -18,6 +18,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from daemon import files
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.core import Core
@@ -330,7 +331,7 @@ class Pool:
                 del self._handles[worker]
             for ticket in handle.tickets.values():
                 # Nobody will finish it; the name is used by no other dispatch.
-                ticket.file.unlink(missing_ok=True)
+                files.discard(ticket.file)
         reason = handle.failure or handle.kill_reason or reason
         log.info("worker has ended", worker=worker, reason=reason)
         self._host.worker_changed()
@@ -425,7 +426,7 @@ class Pool:
         code, text = str(message["code"]), str(message["message"])[:2000]
         ticket = handle.tickets.pop(number, None)
         if ticket is not None:
-            ticket.file.unlink(missing_ok=True)
+            files.discard(ticket.file)
             self._host.given_back(ticket.job, ticket.position)
             log.warning("segment failed", worker=handle.worker, position=ticket.position, code=code, message=text)
         if code == DISK_FULL:

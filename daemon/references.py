@@ -194,7 +194,7 @@ def _copy(source: BinaryIO, target: Path, name: str, limits: Limits) -> tuple[st
         raise ReferenceRefused("empty", f"{quoted(name)} is an empty file")
     digest = hashlib.sha256()
     size = 0
-    with open(target, "xb", buffering=0) as copy:
+    with open(files.create(target), "wb", buffering=0) as copy:
         while block := _read(source, name):
             size += len(block)
             if size > limits.reference_bytes:

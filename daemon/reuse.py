@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon import files
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spoken (
     key TEXT PRIMARY KEY, path TEXT NOT NULL, sha256 TEXT NOT NULL,
@@ -46,7 +48,7 @@ class ReuseIndex:
         try:
             self._connection = self._open()
         except sqlite3.DatabaseError:
-            path.replace(path.with_name(path.name + ".damaged"))
+            files.rename(path, path.with_name(path.name + ".damaged"))
             self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
