@@ -23,6 +23,9 @@ import soundfile
 from daemon import files
 from daemon.live_job import LiveJob, LiveSegment, spoken_record
 
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
+"""What says that the worker left nothing readable there, and not that the disk is in trouble."""
+
 MAX_FILE_BYTES = 1 << 30
 """Largest WAV that a worker may hand over; an hour of 44.1 kHz 32-bit mono is 0.6 GB."""
 
@@ -48,6 +51,8 @@ class Delivery:
     cached: bool = False
     sha256: str | None = None
     """Set once the file has been checked and lies under its lasting name."""
+    unsynced: bytes | None = None
+    """The content of a file whose sync failed: it is written anew, since a second sync of it would prove nothing."""
     recorded: bool = False
 
 
@@ -73,11 +78,10 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
             try:
                 content = _checked_content(delivery)
             except _Bad as bad:
-                files.remove(delivery.file)
+                files.discard(delivery.file)
                 spoilt.append(Spoilt(delivery, bad.code, str(bad)))
                 continue
-            files.fsync_file(delivery.file)
-            files.rename(delivery.file, delivery.job.stored_file(delivery.position))
+            _keep(delivery, content)
             delivery.sha256 = hashlib.sha256(content).hexdigest()
         by_job[delivery.job.token].append(delivery)
     for group in by_job.values():
@@ -92,6 +96,22 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
             delivery.recorded = True
             job.segments[delivery.position] = _as_segment(delivery)
     return spoilt
+
+
+def _keep(delivery: Delivery, content: bytes) -> None:
+    """Bring the file under its lasting name, synced."""
+    stored = delivery.job.stored_file(delivery.position)
+    if delivery.unsynced is None:
+        try:
+            files.fsync_file(delivery.file)
+        except OSError:
+            delivery.unsynced = content
+            raise
+        files.rename(delivery.file, stored)
+    else:
+        files.write_atomically(stored, content)
+        files.discard(delivery.file)
+        delivery.unsynced = None
 
 
 def _as_segment(delivery: Delivery) -> LiveSegment:
@@ -124,22 +144,27 @@ class _Bad(Exception):
 
 def _checked_content(delivery: Delivery) -> bytes:
     """The file's bytes, once they are known to be what the worker announced."""
+    if delivery.unsynced is not None:
+        return delivery.unsynced
     try:
         descriptor = os.open(delivery.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+        if error.errno in _NO_FILE:
             raise _Bad("no_audio", f"the worker said it had written the audio, but: {error.strerror}") from error
         raise
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
             raise _Bad("bad_audio", f"the worker's file is not a regular file of at most {MAX_FILE_BYTES} bytes")
-        content = file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(status.st_size)
         if delivery.job.job.task == "encode":
             _check_codes(content, delivery.frames)
         else:
             os.lseek(descriptor, 0, os.SEEK_SET)
             _check_wav(descriptor, delivery.frames, delivery.sample_rate)
+    finally:
+        os.close(descriptor)
     return content
 
 
@@ -149,7 +174,7 @@ def _check_wav(descriptor: int, frames: int, sample_rate: int) -> None:
         # executable, which hardened systems deny.
         with soundfile.SoundFile(descriptor, closefd=False) as wav:
             found = (wav.frames, wav.samplerate)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise _Bad("bad_audio", f"the worker's file can't be read as audio: {error}") from error
     if found != (frames, sample_rate) or frames <= 0:
         raise _Bad(
@@ -160,8 +185,9 @@ def _check_wav(descriptor: int, frames: int, sample_rate: int) -> None:
 
 def _check_codes(content: bytes, frames: int) -> None:
     try:
-        codes = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        # Not numpy.load, which takes archives and pickles for arrays too.
+        codes = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a header is read as a Python literal, and may ask for more memory than there is
         raise _Bad("bad_codes", f"the worker's codes can't be read: {error}") from error
-    if codes.ndim != 2 or codes.shape[1] != frames or not np.issubdtype(codes.dtype, np.integer):
+    if codes.ndim != 2 or codes.shape[1] != frames or codes.dtype.kind not in "iu":
         raise _Bad("bad_codes", f"the worker announced {frames} frames, its codes have shape {codes.shape}")
