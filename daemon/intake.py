@@ -14,8 +14,8 @@ from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, d
 from daemon.core.job import Job, JobRejected, Limits, Reason, Reference, Segment
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_parser import parse_job
-from daemon.inbox import read_document, stem_of
-from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder
+from daemon.inbox import read_document
+from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder, stem_of
 from daemon.outbox import case_twin
 from daemon.references import ReferenceRefused, snapshot_reference
 
@@ -59,8 +59,7 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     if twin == job.job_id:
         twin = case_twin(settings.paths.outbox, job.job_id, folded, fold_job_id) or job.job_id
     if twin != job.job_id:
-        message = f"it differs from {twin!r}, which exists, in case alone; choose another job_id, or that very one"
-        return Rejection((Reason("$.job_id", "case_twin", message),), job.job_id, incomplete=False)
+        return twin_rejection(job.job_id, twin)
     staged = jobs / f".{claim.token}.new"
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -73,6 +72,12 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return LiveJob.open(folder, WHATEVER_SIZE)
+
+
+def twin_rejection(job_id: str, twin: str) -> Rejection:
+    """Why ``job_id`` can't be taken beside ``twin``, which it equals but for the case of letters."""
+    message = f"it differs from {twin!r}, which exists, in case alone; choose another job_id, or that very one"
+    return Rejection((Reason("$.job_id", "case_twin", message),), job_id, incomplete=False)
 
 
 def _snapshot(job: Job, settings: Settings, folder: Path) -> tuple[dict[str, tuple[VoiceReference, ...]], list[Reason]]:

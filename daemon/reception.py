@@ -11,11 +11,12 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
+from daemon import files
 from daemon import inbox as inboxes
 from daemon.config import Settings
 from daemon.core.job import Reason
 from daemon.inbox import Inbox, Look, Ready, printable
-from daemon.intake import Rejection, accept
+from daemon.intake import Rejection, accept, twin_rejection
 from daemon.jobs import SPACE_CHECK_S, Jobs, Signs
 from daemon.live_job import Claim, LiveJob
 
@@ -44,6 +45,7 @@ class Reception:
         self._tasks = tasks
         self._wake = anyio.Event()
         self._admissions = anyio.CapacityLimiter(ADMISSIONS)
+        self._rejecting = anyio.CapacityLimiter(1)
         self._admitting = 0
         self._unknown_cancels: dict[str, float] = {}
         self._reachable = True
@@ -131,7 +133,12 @@ class Reception:
                 return
             async with self._admissions:
                 result = await self._accept(claim)
-            if isinstance(result, LiveJob):
+            if isinstance(result, LiveJob) and (twin := self._twin_of(result)) is not None:
+                await anyio.to_thread.run_sync(files.remove_tree, result.folder)
+                result = twin_rejection(result.job_id, twin)
+            if result is None:
+                log.warning("a job file was taken away while it was being accepted", name=name)
+            elif isinstance(result, LiveJob):
                 line = f"[Main] Total tasks: {len(result.segments)}"
                 log.info(line, job=result.job_id, name=name)
                 self._jobs.enqueue(result)
@@ -143,13 +150,22 @@ class Reception:
             self._admitting -= 1
             self._wake.set()
 
-    async def _accept(self, claim: Claim) -> LiveJob | Rejection:
+    def _twin_of(self, job: LiveJob) -> str | None:
+        """A live job's id that differs from this one's in case alone: admissions overlap, and it was not live yet when
+        this one was looked at."""
+        return next((other.job_id for other in self._jobs.line(job.job_id) if other.job_id != job.job_id), None)
+
+    async def _accept(self, claim: Claim) -> LiveJob | Rejection | None:
+        """What has come of the claim; None when its file is gone."""
         while True:
             try:
                 result = await anyio.to_thread.run_sync(
                     accept, claim, self.settings, self._jobs.live_ids, abandon_on_cancel=True
                 )
             except OSError as error:
+                if await anyio.to_thread.run_sync(self._inbox.has_lost, claim, abandon_on_cancel=True):
+                    self._signs.warnings.pop("accept", None)
+                    return None
                 name = printable(claim.name)
                 log.error("a job could not be accepted yet; trying again", name=name, error=str(error))
                 self._signs.warnings["accept"] = f"{name} can't be accepted yet: {error}"
@@ -179,7 +195,7 @@ class Reception:
 
         while True:
             try:
-                error = await anyio.to_thread.run_sync(put_aside, abandon_on_cancel=True)
+                error = await anyio.to_thread.run_sync(put_aside, abandon_on_cancel=True, limiter=self._rejecting)
                 break
             except OSError as failure:
                 log.error("a rejected job could not be put aside; trying again", name=name, error=str(failure))
@@ -200,4 +216,8 @@ class Reception:
             log.info("cancelling", job=job.job_id)
             self._jobs.runs[job.token].cancel()
         self._unknown_cancels.pop(name, None)
-        await anyio.to_thread.run_sync(self._inbox.remove_cancel, name)
+        try:
+            await anyio.to_thread.run_sync(self._inbox.remove_cancel, name)
+        except OSError as error:
+            # One that can't be removed must not keep the jobs waiting.
+            log.error("a cancel was obeyed and can't be removed", name=printable(name), error=str(error))

@@ -113,6 +113,9 @@ class Daemon:
                 log.info("stopping", signal=signal.Signals(number).name)
                 break
             await self._stop(signals)
+        # The receiver has put the defaults back. Whoever sends it once more must not turn an orderly end into a death.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         self.reuse.close()
 
     async def _stop(self, signals: AsyncIterator[signal.Signals]) -> None:
