@@ -27,7 +27,7 @@ from daemon import files
 from daemon.config import Settings
 from daemon.core.job import Job, JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
-from daemon.live_job import Claim, new_token, received_at
+from daemon.live_job import Claim, new_token, received_at, stem_of
 
 log = structlog.get_logger("dubd.inbox")
 
@@ -320,11 +320,6 @@ def _signature(status: os.stat_result) -> Signature:
 def _irregular(name: str, status: os.stat_result) -> Reason:
     kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
     return Reason("$", "not_regular", f"{printable(name)} is {kind}; copy the job file itself into the inbox")
-
-
-def stem_of(name: str) -> str:
-    """The file name without ``.json`` in any case."""
-    return name[: -len(".json")] if name.casefold().endswith(".json") else name
 
 
 def printable(name: str) -> str:

@@ -164,7 +164,7 @@ class JobRun:
     async def _start(self) -> None:
         job, jobs = self.job, self._jobs
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
-        while any(job.unpublished()):
+        while job.has_unpublished:
             await self._insist("publishing", self._publish)
         if jobs.pool.identity is not None:
             await anyio.to_thread.run_sync(give_keys, job, jobs.pool.identity, jobs.settings.engine.options)
@@ -210,7 +210,7 @@ class JobRun:
     async def _publish_until_all_ended(self) -> None:
         while True:
             published = await self._insist("publishing", self._publish)
-            if self._all_ended and not published and not any(self.job.unpublished()):
+            if self._all_ended and not published and not self.job.has_unpublished:
                 return
             await self._write_progress()
             if not published:
@@ -243,7 +243,7 @@ class JobRun:
         """A finished file is gone, which only a hand in the state folder or a damaged disk can have done."""
         live = self.job.segments[position]
         log.error("a finished segment's file is gone", job=self.job.job_id, index=live.segment.index)
-        live.status, live.sha256, live.frames = "waiting", None, 0
+        live.status, live.sha256, live.frames, live.cached = "waiting", None, 0, False
         if self._in_core:
             # The core has ended it; it is too late to speak it again in this run of the job.
             live.status, live.code = "failed", "file_lost"
@@ -305,7 +305,7 @@ class JobRun:
         await self._insist("removing the claimed file", forget)
         self.job.closed = True
         self.job.journal.close()
-        await anyio.to_thread.run_sync(files.remove_tree, self.job.folder)
+        await self._insist("removing the job's folder", lambda: _in_thread(files.remove_tree, self.job.folder))
 
     # --- progress -------------------------------------------------------------------------------------------
 
@@ -346,6 +346,10 @@ class JobRun:
                     log.info("works again", step=what, job=self.job.job_id)
                     self.job.note = None
                 return result
+
+
+async def _in_thread(step: Callable[[Path], None], path: Path) -> None:
+    await anyio.to_thread.run_sync(step, path)
 
 
 def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery | None:

@@ -106,6 +106,11 @@ class Claim:
         return self.file.name
 
 
+def stem_of(name: str) -> str:
+    """The file name without ``.json`` in any case."""
+    return name[: -len(".json")] if name.casefold().endswith(".json") else name
+
+
 def new_token() -> str:
     """Sorts by time of claim, and is never given twice."""
     return f"{time.time_ns():020d}-{os.urandom(4).hex()}"
@@ -124,7 +129,6 @@ class LiveJob:
     folder: Path
     name: str
     job: Job
-    document: bytes
     voices: dict[str, tuple[VoiceReference, ...]]
     journal: Journal
     segments: list[LiveSegment]
@@ -153,13 +157,12 @@ class LiveJob:
         """
         document = (folder / "job.json").read_bytes()
         about = json.loads((folder / "about.json").read_bytes())
-        job = parse_job(document, stem=Path(about["name"]).stem, limits=limits)
+        job = parse_job(document, stem=stem_of(about["name"]), limits=limits)
         live = cls(
             token=folder.name,
             folder=folder,
             name=about["name"],
             job=job,
-            document=document,
             voices={
                 speaker: tuple(VoiceReference(**reference) for reference in references)
                 for speaker, references in about["voices"].items()
@@ -241,6 +244,10 @@ class LiveJob:
         """Positions of finished files that are not in the outbox yet."""
         return (p for p, segment in enumerate(self.segments) if segment.status == "ok" and not segment.published)
 
+    @property
+    def has_unpublished(self) -> bool:
+        return next(self.unpublished(), None) is not None
+
     # --- the journal ----------------------------------------------------------------------------------------
 
     def _replay(self, record: Record) -> None:
@@ -256,8 +263,9 @@ class LiveJob:
                 segment.give_back()
         elif kind == "ignored":
             self.ignored += record["paths"]
-        else:
+        elif "p" in record:
             self._replay_segment(kind, self.segments[record["p"]], record)
+        # Others are a later version's, and hold nothing that this one could lose by not knowing them.
 
     def _replay_segment(self, kind: str, segment: LiveSegment, record: Record) -> None:
         if kind == "began":

@@ -54,7 +54,8 @@ def take(outbox: Path, job: LiveJob) -> Path:
                 break
             except FileExistsError:
                 number += 1
-    files.write_atomically(folder / "job.json", job.document)
+    files.copy(job.folder / "job.json", folder / "job.json")
+    files.fsync_folder(folder)
     return folder
 
 
@@ -198,7 +199,11 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
 def write_results(folder: Path, job: LiveJob, base: Path, allowed_roots: Sequence[Path]) -> None:
     """results.json in the form LocalClip reads, and the files that it asked for by ``output_file``.
 
-    A path outside ``allowed_roots`` is not written; it is named in ``ignored`` and the file stays in the outbox.
+    A path outside ``allowed_roots``, or that can't be written for what it is, is named in ``ignored`` and the file
+    stays in the outbox.
+
+    Raises:
+        OSError: a disk or share is in trouble; call again.
     """
     speakers = {speaker.id: speaker for speaker in job.job.speakers}
     by_index: dict[str, str] = {}
@@ -209,33 +214,53 @@ def write_results(folder: Path, job: LiveJob, base: Path, allowed_roots: Sequenc
         file = folder / published_name(job, position)
         asked = live.segment.output_file
         if asked is not None:
-            placed = _place(file, base / asked, allowed_roots)
-            if placed is None:
-                line = f"output of segment {live.segment.index}: {asked!r} is outside paths.allowed_roots"
+            try:
+                file = _place(file, base / asked, allowed_roots)
+            except _NotPlaced as why:
+                line = f"output of segment {live.segment.index}: {asked!r} {why}"
                 if line not in job.ignored:
                     job.ignored.append(line)
-            else:
-                file = placed
         by_index[str(live.segment.index)] = str(file)
-        speaker = live.segment.speaker
-        number = speakers[speaker].numeric
-        by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": str(file)})
+        if job.job.results == "encode":
+            speaker = live.segment.speaker
+            number = speakers[speaker].numeric
+            by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": str(file)})
     write_json(folder / "results.json", by_speaker if job.job.results == "encode" else by_index)
 
 
-def _place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path | None:
-    """Copy ``file`` to ``asked`` when that lies inside the allowed roots, links resolved; None when it does not."""
-    target = Path(os.path.realpath(asked.parent)) / asked.name
-    inside = any(target.is_relative_to(os.path.realpath(root)) for root in allowed_roots)
-    if not inside or asked.name in ("", ".", ".."):
-        return None
+class _NotPlaced(Exception):
+    """Why a file was not written where the job asked for it, as the rest of a sentence about the path."""
+
+
+_TROUBLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""What may pass; every other refusal is the path's own and would stay."""
+
+
+def _place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path:
+    """Copy ``file`` to ``asked`` when that lies inside the allowed roots, links resolved; where it is then.
+
+    Raises:
+        _NotPlaced: it does not, or can't be written.
+        OSError: a disk or share is in trouble.
+    """
     try:
+        target = Path(os.path.realpath(asked.parent)) / asked.name
+        inside = any(target.is_relative_to(os.path.realpath(root)) for root in allowed_roots)
+        if not inside or asked.name in ("", ".", ".."):
+            raise _NotPlaced("is outside paths.allowed_roots")
         files.make_folder(target.parent)
         # The folder may have become a link since it was resolved.
         if Path(os.path.realpath(target.parent)) != target.parent:
-            return None
+            raise _NotPlaced("is outside paths.allowed_roots")
         files.copy(file, target)
         files.fsync_folder(target.parent)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError):
-        return None
+    except ValueError as error:  # a NUL, or a character that no file name can hold
+        raise _NotPlaced(f"can't be a path: {error}") from error
+    except OSError as error:
+        if error.errno in _TROUBLE:
+            raise
+        raise _NotPlaced(f"can't be written: {error.strerror}") from error
     return target
