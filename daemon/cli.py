@@ -206,5 +206,156 @@ def doctor(
     carry_out(lambda: command.execute(invocation, as_json=as_json))
 
 
+# --- dubd bench ----------------------------------------------------------------------------------------------
+
+bench = typer.Typer(
+    help="Measure the engine against the stock way, whole jobs, and the daemon itself.",
+    epilog="docs/benchmarks.md says what each figure means. TMPDIR says where the bench works.",
+    no_args_is_help=True,
+)
+app.add_typer(bench, name="bench")
+
+BenchJsonOption = Annotated[
+    bool, typer.Option("--json", help="A list of {name, value, unit, ratio_to_stock}; the hardware on standard error.")
+]
+RepeatsOption = Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Figures are medians of so many.")]
+MadeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--made",
+        metavar="FOLDER",
+        help="Random weights in the real shape, made in FOLDER (4 GB) and kept there to be used again; without a "
+        "configured checkpoint they are made in a temporary folder. Speed does not depend on what weights say.",
+    ),
+]
+WithoutStockOption = Annotated[bool, typer.Option("--without-stock", help="Leave the stock way out; it is slow.")]
+
+
+@bench.command("decode")
+def bench_decode(
+    context: typer.Context,
+    rows: Annotated[str, typer.Option("--rows", metavar="N,N", help="Sizes of the batch.")] = "1,8,32,64",
+    stock_frames: Annotated[
+        int | None,
+        typer.Option("--stock-frames", metavar="N", min=1, help="Frames that stock speaks (64; on a CPU 16)."),
+    ] = None,
+    made: MadeOption = None,
+    without_stock: WithoutStockOption = False,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """The fish decoder alone, in frames a second, against stock."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.engine(
+            invocation,
+            "decode",
+            made=made,
+            repeats=repeats,
+            without_stock=without_stock,
+            as_json=as_json,
+            rows=rows,
+            stock_frames=stock_frames,
+        )
+    )
+
+
+@bench.command("codec")
+def bench_codec(
+    context: typer.Context,
+    made: MadeOption = None,
+    without_stock: WithoutStockOption = False,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """The fish codec alone, in seconds of audio a second, against stock."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.engine(
+            invocation, "codec", made=made, repeats=repeats, without_stock=without_stock, as_json=as_json
+        )
+    )
+
+
+@bench.command("load")
+def bench_load(
+    context: typer.Context,
+    made: MadeOption = None,
+    without_stock: WithoutStockOption = False,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Loading the fish engine, against stock and against reading its files once."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.engine(
+            invocation, "load", made=made, repeats=repeats, without_stock=without_stock, as_json=as_json
+        )
+    )
+
+
+@bench.command("job")
+def bench_job(
+    context: typer.Context,
+    workers: Annotated[str, typer.Option("--workers", metavar="N,N", help="Sizes of the pool.")] = "1,2",
+    made: MadeOption = None,
+    without_stock: WithoutStockOption = False,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """A film's job (6 speakers, 46 segments) from inbox to manifest with the fish engine, against the stock way."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.job(
+            invocation, made=made, repeats=repeats, workers=workers, without_stock=without_stock, as_json=as_json
+        )
+    )
+
+
+@bench.command("daemon")
+def bench_daemon(
+    context: typer.Context,
+    segments: Annotated[str, typer.Option("--segments", metavar="N,N", help="Sizes of the jobs.")] = "2000,10000",
+    workers: Annotated[
+        str, typer.Option("--workers", metavar="N,N", help="Sizes of the pool, for the speed-up.")
+    ] = "1,2,4,6",
+    idle_seconds: Annotated[float, typer.Option("--idle-seconds", metavar="S", min=0.1, help="How long to idle.")] = 10,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """The daemon itself, with an engine that costs nothing. Only a configuration that is named counts."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.overhead(
+            invocation,
+            repeats=repeats,
+            segments=segments,
+            workers=workers,
+            idle_seconds=idle_seconds,
+            as_json=as_json,
+        )
+    )
+
+
 def main() -> None:
     app(prog_name="dubd")
