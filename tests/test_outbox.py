@@ -152,10 +152,26 @@ def test_the_manifest_of_a_job(settings: Settings) -> None:
     }  # fmt: skip
     timings = value["timings"]
     assert (timings["wall_s"], timings["audio_s"], timings["xrt"]) == (2.0, 0.6, 0.3)
-    fields = (
-        "index speaker text status cached file duration_s slot_s overrun_s sample_rate seed attempts truncated sha256 "
-        "worker device generate_s error"
-    ).split()
+    fields = [
+        "index",
+        "speaker",
+        "text",
+        "status",
+        "cached",
+        "file",
+        "duration_s",
+        "slot_s",
+        "overrun_s",
+        "sample_rate",
+        "seed",
+        "attempts",
+        "truncated",
+        "sha256",
+        "worker",
+        "device",
+        "generate_s",
+        "error",
+    ]
     assert all(set(fields) <= set(segment) for segment in value["segments"])
     first, second, third, fourth, fifth = value["segments"]
     assert first["sha256"] == hashlib.sha256((folder / "segment_0000.wav").read_bytes()).hexdigest()
