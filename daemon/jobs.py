@@ -332,6 +332,7 @@ class Jobs:
         self.signs.paused = True
         log.error("no more work is given out until the disk takes it", reason=reason)
         self.signs.warnings["disk"] = f"paused: {reason}"
+        self.signs.wake()
         self.pool.apply(events.DispatchPaused(anyio.current_time()))
         self._tasks.start_soon(self._resume_when_there_is_room)
 
@@ -342,6 +343,7 @@ class Jobs:
                 break
         self.signs.paused = False
         self.signs.warnings.pop("disk", None)
+        self.signs.wake()
         if not self.draining:
             log.info("the disk takes files again; going on")
             self.pool.apply(events.DispatchResumed(anyio.current_time()))

@@ -71,11 +71,13 @@ class Reception:
         except OSError as error:
             if self._reachable:
                 log.error("the inbox can't be reached; trying on", inbox=folder, error=str(error))
+                self._signs.wake()
             self._reachable = False
             self._signs.warnings["inbox"] = f"the inbox can't be reached: {error.strerror or error}"
             return self.settings.inbox.scan_seconds
         if not self._reachable:
             log.info("the inbox is back", inbox=folder)
+            self._signs.wake()
         self._reachable = True
         self._signs.warnings.pop("inbox", None)
         if look.more:
@@ -169,6 +171,7 @@ class Reception:
                 name = printable(claim.name)
                 log.error("a job could not be accepted yet; trying again", name=name, error=str(error))
                 self._signs.warnings["accept"] = f"{name} can't be accepted yet: {error}"
+                self._signs.wake()
                 await anyio.sleep(SPACE_CHECK_S)
             else:
                 self._signs.warnings.pop("accept", None)
