@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -172,11 +172,7 @@ class LiveJob:
             received_at=received_at(folder.name),
             ignored=list(job.ignored),
         )
-        for record in read_journal(folder / "journal.jsonl"):
-            live._replay(record)
-        for segment in live.segments:
-            if segment.begun and segment.status == "waiting":
-                segment.suspect = True
+        live.replay(read_journal(folder / "journal.jsonl"))
         return live
 
     @property
@@ -249,6 +245,14 @@ class LiveJob:
         return next(self.unpublished(), None) is not None
 
     # --- the journal ----------------------------------------------------------------------------------------
+
+    def replay(self, records: Iterable[Record]) -> None:
+        """Bring a job as it was accepted to where these records leave it: its daemon died after the last one."""
+        for record in records:
+            self._replay(record)
+        for segment in self.segments:
+            if segment.begun and segment.status == "waiting":
+                segment.suspect = True
 
     def _replay(self, record: Record) -> None:
         kind = record["t"]
