@@ -25,6 +25,7 @@ from daemon.core import events
 from daemon.core.core import Core
 from daemon.core.job import Reason
 from daemon.core.job_id import fold_job_id
+from daemon.core.job_settings import LARGEST_SEED
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
@@ -46,6 +47,9 @@ SPACE_NEEDED = 64 * 1024 * 1024
 """Bytes that must be free in state/ before work is given out again after a full disk."""
 
 SPACE_CHECK_S = 2.0
+
+MOST_TRIES_TOLD = 100
+"""Seeds and flaws of one segment that are kept of what a worker tells."""
 
 
 @dataclass
@@ -106,6 +110,7 @@ class Jobs:
         """Run an accepted job, after those of its job_id that came before."""
         line = self._lines.setdefault(fold_job_id(job.job_id), [])
         self.runs[job.token] = JobRun(job, self)
+        self.signs.wake()
         if not line:
             line.append(job)
             self._start(job)
@@ -136,6 +141,7 @@ class Jobs:
             self._start(line[0])
         else:
             del self._lines[folded]
+        self.signs.wake()
         self.on_room()
 
     def finished(self, job: LiveJob) -> None:
@@ -155,6 +161,7 @@ class Jobs:
 
     def arrive(self, job: LiveJob) -> Narration:
         """Give the job to the core; who tells its story."""
+        self.signs.wake()
         self.pool.apply(events.JobArrived(anyio.current_time(), job.token, job.job.priority, job.waiting()))
         return Narration(job, self._core.assignment(job.token))
 
@@ -245,15 +252,15 @@ class Jobs:
                 file=ticket.file,
                 frames=_number(message["frames"]),
                 sample_rate=_number(message.get("sample_rate", 0)),
-                seed=_number(message.get("seed", live.seed or 0)),
+                seed=_seed(message.get("seed", live.seed or 0)),
                 truncated=bool(message.get("truncated", False)),
-                generate_s=round(float(message.get("generate_s", 0.0)), 4),
+                generate_s=_seconds(message.get("generate_s", 0.0)),
                 worker=ticket.worker,
                 device=device,
                 attempts=max(live.attempts, 1),
                 key=live.key if run.job.engine == self.pool.identity else None,
-                seeds=tuple(_number(seed) for seed in message.get("seeds", ())),
-                flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())),
+                seeds=tuple(_seed(seed) for seed in message.get("seeds", ())[:MOST_TRIES_TOLD]),
+                flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())[:MOST_TRIES_TOLD]),
             )
         )
 
@@ -365,3 +372,16 @@ def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is no whole number")
     return value
+
+
+def _seed(value: object) -> int:
+    seed = _number(value)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"{seed} is no seed")
+    return seed
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return round(float(value), 4)

@@ -35,6 +35,12 @@ DISK_FULL = "disk_full"
 STACKS_S = 0.3
 """How long a hung worker has to say where it hangs."""
 
+MESSAGE_CHARACTERS = 2000
+"""As much of a worker's message as is kept."""
+
+MOST_SLOTS = 4096
+"""More than any engine decodes at a time; who says more would be given all the work there is."""
+
 _LONGEST_SLEEP_S = 1.0
 
 
@@ -238,7 +244,12 @@ class Pool:
                     handle.transport.send({"type": "cancel", "ticket": ticket})
             case events.StartWorker(worker, generation, gpu):
                 assert self._tasks is not None
-                self._tasks.start_soon(self._run_worker, worker, generation, gpu, name=f"worker {worker}")
+                transport, device = self._make_transport(worker, gpu)
+                # At once: a command that follows before the task has begun must find it.
+                handle = Handle(worker, generation, gpu, device, transport, engine=self.settings.engine.name)
+                self._handles[worker] = handle
+                transport.send(self._hello(worker, device))
+                self._tasks.start_soon(self._run_worker, handle, name=f"worker {worker}")
             case events.StopWorker(worker, generation):
                 handle = self._handle(worker, generation)
                 if handle is not None:
@@ -314,13 +325,10 @@ class Pool:
 
     # --- workers --------------------------------------------------------------------------------------------
 
-    async def _run_worker(self, worker: int, generation: int, gpu: int | None) -> None:
-        transport, device = self._make_transport(worker, gpu)
-        handle = Handle(worker, generation, gpu, device, transport, engine=self.settings.engine.name)
-        self._handles[worker] = handle
-        line = f"[Worker {worker}] Starting on {device}, loading the {handle.engine} engine"
-        log.info(line, worker=worker, gpu=gpu)
-        transport.send(self._hello(worker, device))
+    async def _run_worker(self, handle: Handle) -> None:
+        worker, transport = handle.worker, handle.transport
+        line = f"[Worker {worker}] Starting on {handle.device}, loading the {handle.engine} engine"
+        log.info(line, worker=worker, gpu=handle.gpu)
         reason = "stopped with the daemon"
         try:
             reason = await transport.run(
@@ -335,7 +343,7 @@ class Pool:
         reason = handle.failure or handle.kill_reason or reason
         log.info("worker has ended", worker=worker, reason=reason)
         self._host.worker_changed()
-        self.apply(events.WorkerGone(anyio.current_time(), worker, generation, reason))
+        self.apply(events.WorkerGone(anyio.current_time(), worker, handle.generation, reason))
 
     def _on_line(self, handle: Handle, line: str) -> None:
         log.info("worker says", worker=handle.worker, pid=handle.transport.pid, line=line)
@@ -345,7 +353,7 @@ class Pool:
             return
         try:
             self._understand(handle, message)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             self._kill(handle, f"broke the protocol: its {message['type']!r} message is wrong: {error!r}")
 
     def _understand(self, handle: Handle, message: Message) -> None:
@@ -376,8 +384,9 @@ class Pool:
                     self.spoken += 1
                 self.apply(events.SegmentDelivered(now, worker, generation, number))
             case "failed" if message.get("ticket") is None:
-                handle.failure = f"{message['code']}: {message['message']}"
-                log.error("worker could not load", worker=worker, code=message["code"], message=message["message"])
+                code, text = _text(message, "code", 100), _text(message, "message", MESSAGE_CHARACTERS)
+                handle.failure = f"{code}: {text}"
+                log.error("worker could not load", worker=worker, code=code, message=text)
             case "failed":
                 self._failed(handle, message, now)
             case "cancelled":
@@ -401,18 +410,18 @@ class Pool:
 
     def _ready(self, handle: Handle, message: Message, now: float) -> None:
         slots = _whole(message, "slots")
-        if slots < 1:
+        if not 1 <= slots <= MOST_SLOTS:
             raise ValueError(f"{slots} slots")
         identity = EngineIdentity(
-            name=str(message["engine"]),
-            version=str(message["engine_version"]),
-            model=str(message["model"]),
-            precision=str(message.get("precision", self.settings.engine.precision)),
-            ignored=tuple(str(name) for name in message.get("ignored", ())),
+            name=_text(message, "engine", 200),
+            version=_text(message, "engine_version", 1000),
+            model=_text(message, "model", 1000),
+            precision=_text(message, "precision", 50, self.settings.engine.precision),
+            ignored=tuple(str(name)[:100] for name in message.get("ignored", ())[:20]),
         )
         handle.ready = True
         handle.activity = "ready"
-        handle.device = str(message.get("device", handle.device))
+        handle.device = _text(message, "device", 50, handle.device)
         if self.identity is not None and self.identity != identity:
             log.warning("the engine has changed", before=self.identity.model, now=identity.model)
         self.identity = identity
@@ -423,7 +432,7 @@ class Pool:
 
     def _failed(self, handle: Handle, message: Message, now: float) -> None:
         number = _whole(message, "ticket")
-        code, text = str(message["code"]), str(message["message"])[:2000]
+        code, text = _text(message, "code", 100), _text(message, "message", MESSAGE_CHARACTERS)
         ticket = handle.tickets.pop(number, None)
         if ticket is not None:
             files.discard(ticket.file)
@@ -453,3 +462,12 @@ def _whole(message: Message, name: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is no whole number")
     return value
+
+
+def _text(message: Message, name: str, longest: int, default: str | None = None) -> str:
+    """A text that UTF-8 can hold, cut to ``longest`` characters."""
+    value = message[name] if default is None else message.get(name, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    value.encode("utf-8")
+    return value[:longest]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 import workers.protocol
 from workers.protocol import (
@@ -36,6 +37,15 @@ from workers.protocol import (
 READ_BYTES = 1 << 16
 LINE_BYTES = 8192
 """Longer lines of a worker's stderr are cut into pieces of this size: noise without line feeds must not grow."""
+
+LINES_AT_ONCE = 64
+"""After so many lines the others get their turn: a worker that floods its stderr is held up, and nobody else."""
+
+EXIT_GRACE_S = 5.0
+"""How long a worker may take to exit once it has closed its end of the pipe and can say nothing more."""
+
+DRAIN_S = 2.0
+"""How long what a dead worker has said is waited for, where something that it left behind keeps its pipes open."""
 
 OnMessage = Callable[[Message], None]
 OnLine = Callable[[str], None]
@@ -99,6 +109,45 @@ def worker_command(
     return WorkerCommand(python or sys.executable, tuple(path), environment)
 
 
+class _Pipe:
+    """A pipe of ours, closed with its scope. Not a stream of the subprocess: that would wait for every process that
+    holds the other end, and a worker's forks hold it as well as the worker."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        self._open = {self.reader, self.writer}
+
+    def __enter__(self) -> _Pipe:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for descriptor in list(self._open):
+            self.close(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close one end; closing it again does nothing."""
+        if descriptor in self._open:
+            self._open.remove(descriptor)
+            os.close(descriptor)
+
+    async def receive(self) -> bytes:
+        """What has come; nothing at the end."""
+        os.set_blocking(self.reader, False)
+        while True:
+            await anyio.wait_readable(self.reader)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(self.reader, READ_BYTES)
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError: nobody reads any more."""
+        os.set_blocking(self.writer, False)
+        left = memoryview(data)
+        while left:
+            await anyio.wait_writable(self.writer)
+            with contextlib.suppress(BlockingIOError):
+                left = left[os.write(self.writer, left) :]
+
+
 class WorkerProcess:
     """The local transport: a child process and three pipes. ``run`` must be called from the main thread, since the
     worker asks the kernel to be killed when the thread that forked it ends."""
@@ -109,6 +158,7 @@ class WorkerProcess:
         self._sender, self._outgoing = anyio.create_memory_object_stream[Message](math.inf)
         self._killed = False
         self._reason: str | None = None
+        self._messages_done = anyio.Event()
         self._lines_done = anyio.Event()
 
     @property
@@ -129,92 +179,100 @@ class WorkerProcess:
     def kill(self) -> None:
         self._killed = True
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            # It may have ended without our having heard of it yet.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     async def run(self, on_message: OnMessage, on_line: OnLine) -> str:
-        try:
-            process = await anyio.open_process(
-                self._command.arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._command.environment,
-            )
-        except OSError as error:
-            self._close_streams()
-            return f"the worker's interpreter {self._command.python!r} could not be started: {error.strerror or error}"
-        self._process = process
-        try:
-            if self._killed:
-                process.kill()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write)
-                tasks.start_soon(self._read_lines, on_line)
-                await self._read_messages(on_message)
+        with _Pipe() as stdin, _Pipe() as stdout, _Pipe() as stderr:
+            try:
+                process = await anyio.open_process(
+                    self._command.arguments,
+                    stdin=stdin.reader,
+                    stdout=stdout.writer,
+                    stderr=stderr.writer,
+                    env=self._command.environment,
+                )
+            except OSError as error:
+                why = error.strerror or error
+                self._close_streams()
+                return f"the worker's interpreter {self._command.python!r} could not be started: {why}"
+            self._process = process
+            for pipe, end in ((stdin, stdin.reader), (stdout, stdout.writer), (stderr, stderr.writer)):
+                pipe.close(end)
+            try:
+                if self._killed:
+                    self.kill()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._write, stdin)
+                    tasks.start_soon(self._read_messages, stdout, on_message)
+                    tasks.start_soon(self._read_lines, stderr, on_line)
+                    tasks.start_soon(self._end_when_silent, process)
+                    await process.wait()
+                    # Processes that it leaves behind may hold its pipes open for ever; what has come is what counts.
+                    with anyio.move_on_after(DRAIN_S):
+                        await self._messages_done.wait()
+                        await self._lines_done.wait()
+                    tasks.cancel_scope.cancel()
+            finally:
                 with anyio.CancelScope(shield=True):
+                    self.kill()
                     await process.wait()
-                # A grandchild may hold the write end of stderr open for ever; what has come is what counts.
-                with anyio.move_on_after(0.5):
-                    await self._lines_done.wait()
-                tasks.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-                for stream in (process.stdin, process.stdout, process.stderr):
-                    if stream is not None:
-                        await stream.aclose()
-            self._close_streams()
+                self._close_streams()
         return self._reason or _ending(process.returncode)
+
+    async def _end_when_silent(self, process: anyio.abc.Process) -> None:
+        """A worker whose end of the pipe is closed can say nothing more, and has no business left but to exit."""
+        await self._messages_done.wait()
+        await anyio.sleep(EXIT_GRACE_S)
+        if process.returncode is None:
+            self._reason = self._reason or f"closed its pipe and did not exit within {EXIT_GRACE_S:g} s"
+            self.kill()
 
     def _close_streams(self) -> None:
         self._sender.close()
         self._outgoing.close()
 
-    async def _write(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        stdin = self._process.stdin
-        try:
+    async def _write(self, stdin: _Pipe) -> None:
+        with contextlib.suppress(OSError):  # it has closed its input: it is ending, and the reader will see that
             async for message in self._outgoing:
                 frames = [encode_frame(message)]
                 while self._outgoing.statistics().current_buffer_used:
                     frames.append(encode_frame(self._outgoing.receive_nowait()))
                 await stdin.send(b"".join(frames))
-            await stdin.aclose()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            # It has closed its input: it is ending, and the reader will see that.
-            pass
+        stdin.close(stdin.writer)
 
-    async def _read_messages(self, on_message: OnMessage) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
+    async def _read_messages(self, stdout: _Pipe, on_message: OnMessage) -> None:
         decoder = FrameDecoder()
         try:
-            async for data in self._process.stdout:
+            while data := await stdout.receive():
                 for message in decoder.feed(data):
                     on_message(message)
         except ProtocolError as error:
             self._reason = f"broke the protocol: {error}"
-            self._process.kill()
-        except (anyio.BrokenResourceError, OSError) as error:
+            self.kill()
+        except OSError as error:
             self._reason = f"its pipe broke: {error}"
-            self._process.kill()
+            self.kill()
+        self._messages_done.set()
 
-    async def _read_lines(self, on_line: OnLine) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
+    async def _read_lines(self, stderr: _Pipe, on_line: OnLine) -> None:
         rest = b""
+        said = 0
         try:
-            async for data in self._process.stderr:
+            while data := await stderr.receive():
                 *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                if len(rest) > LINE_BYTES:
-                    lines, rest = [*lines, rest], b""
+                if len(rest) >= LINE_BYTES:
+                    whole = len(rest) - len(rest) % LINE_BYTES
+                    lines, rest = [*lines, rest[:whole]], rest[whole:]
                 for line in lines:
-                    if line.strip():
-                        on_line(line[:LINE_BYTES].decode("utf-8", "replace"))
-        except (anyio.BrokenResourceError, OSError):
+                    for start in range(0, len(line), LINE_BYTES):
+                        if (piece := line[start : start + LINE_BYTES]).strip():
+                            on_line(piece.decode("utf-8", "replace"))
+                            said += 1
+                            if said % LINES_AT_ONCE == 0:
+                                await anyio.lowlevel.checkpoint()
+        except OSError:
             pass
         finally:
             if rest.strip():
