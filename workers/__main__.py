@@ -1,4 +1,5 @@
-"""Starts a worker: ``PYTHON .../workers/__main__.py [--path FOLDER]...``, by any interpreter from 3.10 on.
+"""Starts a worker: ``PYTHON .../workers/__main__.py [--embeddings] [--path FOLDER]...``, by any interpreter from 3.10
+on. With ``--embeddings`` it is one for speaker embeddings (workers/embeddings), which has no engine.
 
 Run as a script, so that another environment's interpreter needs nothing installed. Three things are done before
 anything heavy is imported:
@@ -84,31 +85,38 @@ def make_importable(extra_folders: list[str]) -> None:
     spec.loader.exec_module(package)
 
 
-def parse_arguments(arguments: list[str]) -> list[str]:
-    """The folders given by ``--path``. Exits with status 2 on anything else."""
+def parse_arguments(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether it is for embeddings, and the folders given by ``--path``. Exits with status 2 on anything else."""
     folders: list[str] = []
+    embeddings = False
     rest = iter(arguments)
     for argument in rest:
+        if argument == "--embeddings":
+            embeddings = True
+            continue
         folder = next(rest, None) if argument == "--path" else None
         if folder is None:
             print(
-                f"a worker is started by the dubd daemon, as: {sys.executable} {__file__} [--path FOLDER]...; "
-                f"{argument!r} is not understood",
+                f"a worker is started by the dubd daemon, as: {sys.executable} {__file__} [--embeddings] "
+                f"[--path FOLDER]...; {argument!r} is not understood",
                 file=sys.stderr,
             )
             raise SystemExit(2)
         folders.append(os.path.abspath(folder))
-    return folders
+    return embeddings, folders
 
 
 def main() -> None:
-    folders = parse_arguments(sys.argv[1:])
+    embeddings, folders = parse_arguments(sys.argv[1:])
     incoming, outgoing = take_streams()
     tie_to_parent()
     set_signals()
     make_importable(folders)
 
-    from workers.serve import serve
+    if embeddings:
+        from workers.embeddings.serve import serve
+    else:
+        from workers.serve import serve
 
     # No atexit handlers and no joins: a library's thread that hangs must not keep the process.
     status = serve(incoming, outgoing)

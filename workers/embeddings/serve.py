@@ -1,0 +1,336 @@
+"""The loop of one embeddings process, between its pipe and the speakers it is told of.
+
+The main thread reads and sums; a few threads sync and rename what it has made, since a sync is a wait and not work; the
+reader ends the process with its daemon; the beat thread says how far the others are, so that a process that hangs in a
+file is told from one that works on a large speaker. The contract is in the package's text.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import queue
+import resource
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from workers.embeddings.result import FORMATS, NoResult, check_result, encode, make_result
+from workers.embeddings.speaker import SpeakerFailed, mean_of
+from workers.embeddings.utterance import BadUtterance, is_utterance, read_file
+from workers.protocol import (
+    EXIT_NOT_LOADED,
+    EXIT_PROTOCOL_BROKEN,
+    EXIT_STOPPED,
+    PROTOCOL_VERSION,
+    FrameDecoder,
+    Message,
+    ProtocolError,
+)
+from workers.serve import FrameWriter
+
+READ_BYTES = 1 << 16
+FINISHERS = 4
+"""Threads that sync results. Syncs under way at the same time share the file system's commits: four took a quarter of
+the time of one on ext4, more than four no less."""
+
+MOST_UNFINISHED = 64
+"""Results made and not synced: a disk that does not keep up holds up the main thread, not the memory."""
+
+RESULTS_AT_ONCE = 16
+RESULTS_EVERY_S = 0.1
+
+MEMORY_BYTES = 4 << 30
+"""Address space of the process. An honest corpus needs a tenth of it; a file that asks for more fails alone."""
+
+FILE_MODE = 0o664
+MESSAGE_CHARACTERS = 500
+
+
+class Corpus:
+    """The folder of utterances and how it is read, as the hello says.
+
+    Raises:
+        OSError: it can't be opened.
+        ChangedFolder: another folder has that path now.
+    """
+
+    def __init__(self, hello: Message) -> None:
+        place = hello["utterances"]
+        self.follow_links: bool = place["follow_links"]
+        self.form: str = hello["format"]
+        self.min_utterances: int = hello["min_utterances"]
+        self._prefixes: list[str] = hello["exclude_prefixes"]
+        self._patterns: list[str] = hello["exclude_patterns"]
+        self._root = os.open(place["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        status = os.fstat(self._root)
+        if (status.st_dev, status.st_ino) != (place["device"], place["inode"]):
+            raise ChangedFolder(f"{place['path']!a} is another folder than it was when it was checked")
+
+    def open_speaker(self, dataset: str, speaker: str) -> int:
+        """Raises OSError: it is gone, no folder, or reached through a link that is not to be followed."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if self.follow_links else os.O_NOFOLLOW)
+        above = os.open(dataset, flags, dir_fd=self._root)
+        try:
+            return os.open(speaker, flags, dir_fd=above)
+        finally:
+            os.close(above)
+
+    def utterances(self, folder: int) -> list[str]:
+        """The names of a speaker's utterances, in order."""
+        return sorted(name for name in os.listdir(folder) if is_utterance(name, self._prefixes, self._patterns))
+
+
+class ChangedFolder(Exception):
+    pass
+
+
+class Reports:
+    """Results on their way to the daemon, a few in a frame. A result is told of when its folder has been synced."""
+
+    def __init__(self, writer: FrameWriter) -> None:
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._results: list[dict[str, Any]] = []
+        self._folders: set[str] = set()
+        self._told_at = time.monotonic()
+        self._expected = 0
+
+    def expect(self) -> None:
+        """A speaker has come. When every one is answered for, there is nothing to wait for with telling."""
+        with self._lock:
+            self._expected += 1
+
+    def add(self, result: dict[str, Any], folder: str | None = None) -> None:
+        with self._lock:
+            self._results.append(result)
+            self._expected -= 1
+            if folder is not None:
+                self._folders.add(folder)
+            due = len(self._results) >= RESULTS_AT_ONCE or not self._expected
+        if due or time.monotonic() - self._told_at > RESULTS_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        with self._lock:
+            results, self._results = self._results, []
+            folders, self._folders = self._folders, set()
+        if not results:
+            return
+        self._told_at = time.monotonic()
+        for folder in folders:
+            _sync_folder(folder)
+        self._writer.send({"type": "results", "results": results})
+
+
+def serve(incoming: int, outgoing: int) -> int:
+    """Speak the contract on two descriptors until the stream ends; the exit status."""
+    writer = FrameWriter(outgoing)
+    reports = Reports(writer)
+    messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(incoming, messages, reports), name="reader", daemon=True).start()
+    hello = messages.get()
+    try:
+        if hello.get("protocol") != PROTOCOL_VERSION:
+            raise ProtocolError(f"the daemon speaks version {hello.get('protocol')!r}, this process {PROTOCOL_VERSION}")
+        if hello["format"] not in FORMATS:
+            raise ProtocolError(f"no results of format {hello['format']!r} are known")
+        corpus = Corpus(hello)
+    except (ProtocolError, ChangedFolder, OSError) as error:
+        code = "protocol_mismatch" if isinstance(error, ProtocolError) else "no_utterances_dir"
+        writer.send({"type": "failed", "code": code, "message": str(error)[:MESSAGE_CHARACTERS]})
+        return EXIT_NOT_LOADED
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    desk = Desk(corpus, writer, reports)
+    threading.Thread(target=desk.beat, args=(hello["beat_seconds"],), name="beat", daemon=True).start()
+    writer.send(
+        {
+            "type": "ready",
+            "protocol": PROTOCOL_VERSION,
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
+    )
+    while True:
+        desk.take(messages.get())
+
+
+def _read(incoming: int, messages: queue.SimpleQueue[Message], reports: Reports) -> None:
+    """The reader thread."""
+    decoder = FrameDecoder()
+    try:
+        while data := os.read(incoming, READ_BYTES):
+            for message in decoder.feed(data):
+                if message["type"] == "speaker":
+                    reports.expect()
+                messages.put(message)
+    except ProtocolError as error:
+        print(f"the daemon's frames can't be understood: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_PROTOCOL_BROKEN)
+    except OSError:
+        pass
+    os._exit(EXIT_STOPPED)
+
+
+class Desk:
+    """Answers for one speaker after another."""
+
+    def __init__(self, corpus: Corpus, writer: FrameWriter, reports: Reports) -> None:
+        self._corpus = corpus
+        self._writer = writer
+        self._reports = reports
+        self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
+        self._room = threading.BoundedSemaphore(MOST_UNFINISHED)
+        self._folders: set[str] = set()
+        self._progress = 0
+
+    def beat(self, seconds: float) -> None:
+        """The beat thread."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        while True:
+            time.sleep(seconds)
+            with open("/proc/self/statm", "rb") as file:
+                resident = int(file.read().split()[1]) * page
+            self._reports.tell()
+            self._writer.send({"type": "beat", "progress": self._progress, "memory_bytes": resident})
+
+    def take(self, message: Message) -> None:
+        """Raises nothing for a speaker's sake; what is wrong with one is its result."""
+        ticket, dataset, speaker = message["ticket"], message["dataset"], message["speaker"]
+        self._advance()
+        for position, path in enumerate(message["existing"]):
+            if (known := self._known(path, dataset, speaker)) is not None:
+                self._reports.add({"ticket": ticket, "status": "skipped", "existing": position, **known})
+                return
+        try:
+            self._compute(ticket, dataset, speaker, message["output"])
+        except SpeakerFailed as failure:
+            self._answer_failed(ticket, failure.code, str(failure), failure.failed)
+        except OSError as error:
+            self._answer_failed(ticket, "unreadable", f"its folder can't be read: {error.strerror or error}", 0)
+        except MemoryError:
+            self._answer_failed(ticket, "too_large", "it needs more memory than a process may use", 0)
+
+    def _advance(self) -> None:
+        self._progress += 1
+
+    def _answer_failed(self, ticket: int, code: str, message: str, failed: int) -> None:
+        message = message[:MESSAGE_CHARACTERS]
+        self._reports.add({"ticket": ticket, "status": "failed", "code": code, "message": message, "failed": failed})
+
+    def _known(self, path: str, dataset: str, speaker: str) -> dict[str, Any] | None:
+        """What a result that is there already says of itself; None where there is no whole one."""
+        try:
+            data = read_file(path, None, follow_links=self._corpus.follow_links)
+            result = check_result(data, self._corpus.form, dataset, speaker)
+        except (BadUtterance, NoResult):
+            return None
+        return {
+            "utterances": result["num_utterances"],
+            "failed": result["failed_utterances"],
+            "dim": result["embedding_dim"],
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+    def _compute(self, ticket: int, dataset: str, speaker: str, output: str) -> None:
+        corpus = self._corpus
+        folder = corpus.open_speaker(dataset, speaker)
+        try:
+            names = corpus.utterances(folder)
+            if len(names) < max(corpus.min_utterances, 1):
+                self._reports.add({"ticket": ticket, "status": "too_few", "found": len(names)})
+                return
+            mean = mean_of(
+                names,
+                folder,
+                follow_links=corpus.follow_links,
+                on_problem=lambda name, bad: self._tell_problem(ticket, name, bad),
+                on_read=self._advance,
+            )
+        finally:
+            os.close(folder)
+        data = encode(make_result(mean, dataset, speaker), corpus.form)
+        result = {
+            "ticket": ticket,
+            "status": "ok",
+            "found": len(names),
+            "utterances": len(mean.utterance_ids),
+            "failed": mean.failed,
+            "dim": int(mean.embedding.size),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        self._room.acquire()
+        self._finishers.submit(self._finish, output, data, result)
+
+    def _tell_problem(self, ticket: int, name: str, bad: BadUtterance) -> None:
+        message = str(bad)[:MESSAGE_CHARACTERS]
+        self._writer.send({"type": "problem", "ticket": ticket, "file": name, "code": bad.code, "message": message})
+
+    def _finish(self, output: str, data: bytes, result: dict[str, Any]) -> None:
+        """In a finisher thread: the file under its name, whole."""
+        folder = os.path.dirname(output)
+        try:
+            if folder not in self._folders:
+                os.makedirs(folder, exist_ok=True)
+                _sync_folder(os.path.dirname(folder))
+                self._folders.add(folder)
+            write_whole(output, data)
+        except OSError as error:
+            self._folders.discard(folder)
+            words = f"{output!a} can't be written: {error.strerror or error}"[:MESSAGE_CHARACTERS]
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self._reports.add(
+                {"ticket": result["ticket"], "status": "disk_full", "message": words}
+                if full
+                else {**result, "status": "failed", "code": "write_failed", "message": words}
+            )
+        else:
+            self._reports.add(result, folder)
+        finally:
+            self._advance()
+            self._room.release()
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Put ``data`` under ``path`` at once and for good: a temporary name beside it, synced, renamed. The caller syncs
+    the folder.
+
+    Raises:
+        OSError: it could not; what was there is as it was.
+    """
+    temporary = os.path.join(os.path.dirname(path), f".{os.getpid():x}-{os.urandom(6).hex()}.part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make renames in ``folder`` last. A share that knows no such thing orders them itself, and a folder that is gone
+    shows when its files are wanted."""
+    try:
+        descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass
