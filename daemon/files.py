@@ -22,6 +22,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ FILE_MODE = 0o664
 FOLDER_MODE = 0o775
 
 COPY_BYTES = 1 << 20
+
+_OUR_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]+-[0-9a-f]{12}\.part")
 
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _AT_FDCWD = -100
@@ -278,7 +281,13 @@ def make_new_folder(folder: Path) -> None:
         FileExistsError: something has that name.
     """
     disk.mkdir(folder, FOLDER_MODE)
-    fsync_folder(folder.parent)
+    try:
+        fsync_folder(folder.parent)
+    except BaseException:
+        # One that stayed would be taken for durable the next time.
+        with contextlib.suppress(OSError):
+            disk.rmdir(folder)
+        raise
 
 
 def remove(path: Path) -> None:
@@ -318,12 +327,19 @@ def remove_tree(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what crashed operations of ours have left in ``folder``."""
+    """Clear away what crashed operations of ours have left in ``folder``, which is ours alone."""
+    remove_temporary_files(folder)
     for entry in _entries(folder):
-        if entry.name.startswith(".") and entry.name.endswith(".part"):
-            _forget(Path(entry.path))
-        elif entry.name.startswith(".") and entry.name.endswith((".gone", ".new")):
+        if entry.name.startswith(".") and entry.name.endswith((".gone", ".new")):
             disk.remove_all(Path(entry.path))
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Clear away the half-written files that a crash has left in ``folder``. Others may keep files there, but no other
+    process may be writing there as we do."""
+    for entry in _entries(folder):
+        if _OUR_TEMPORARY_NAME.fullmatch(entry.name):
+            _forget(Path(entry.path))
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:

@@ -220,9 +220,9 @@ class Inbox:
         """
         token = new_token()
         folder = self.claimed / token
-        files.make_folder(folder)
         target = folder / ready.name
         try:
+            files.make_folder(folder)
             files.rename(self._folder / ready.name, target)
         except OSError as error:
             with suppress(OSError):
@@ -247,7 +247,7 @@ class Inbox:
         self.forget(claim.token)
 
     def forget(self, token: str) -> None:
-        """Remove the traces of a claim whose job is over.
+        """Remove the traces of a claim whose job is over, durably: one that came back would be done again.
 
         Raises:
             OSError: the inbox can't be reached; call again later.
@@ -259,6 +259,8 @@ class Inbox:
             files.remove_empty_folder(folder)
         except FileNotFoundError:
             pass
+        with suppress(FileNotFoundError):
+            files.fsync_folder(self.claimed)
 
     def has_lost(self, claim: Claim) -> bool:
         """Whether the claimed file is gone while the inbox is there: somebody has taken it away."""

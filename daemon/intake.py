@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,9 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     if twin != job.job_id:
         return twin_rejection(job.job_id, twin)
     staged = jobs / f".{claim.token}.new"
-    shutil.rmtree(staged, ignore_errors=True)
+    # What an earlier try has left that did not end well.
+    files.discard(staged)
+    files.remove_tree(jobs / claim.token)
     try:
         files.make_folder(staged / "references")
         voices, reasons = _snapshot(job, settings, staged / "references")
@@ -70,7 +71,7 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
         files.fsync_folder(staged / "references")
         folder = build_folder(jobs, claim.token, claim.name, document, voices, staged)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        files.discard(staged)
     return LiveJob.open(folder, WHATEVER_SIZE)
 
 

@@ -64,11 +64,13 @@ class AlreadyRunning(Exception):
 class Daemon:
     """The daemon's parts; ``run`` is its life."""
 
-    def __init__(self, settings: Settings, reload: Callable[[], Settings], tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, host_id: str, reload: Callable[[], Settings], tasks: anyio.abc.TaskGroup
+    ) -> None:
         self.settings = settings
         self.started_at = time.time()
         self.state = "starting"
-        self.host_id = _host_id(settings.paths.state)
+        self.host_id = host_id
         self.signs = Signs()
         self.reuse = ReuseIndex(settings.paths.state / "reuse.sqlite3")
         inbox = Inbox(settings, self.host_id)
@@ -320,8 +322,12 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
             # A share that is away must not keep the daemon from starting; it is waited for.
             with suppress(OSError):
                 files.make_folder(folder)
+        for folder in (paths.state, paths.status.parent):
+            with suppress(OSError):
+                files.remove_temporary_files(folder)
+        host_id = _host_id(paths.state)
         async with anyio.create_task_group() as tasks:
-            await Daemon(settings, reload, tasks).run()
+            await Daemon(settings, host_id, reload, tasks).run()
             tasks.cancel_scope.cancel()
     return 0
 
