@@ -26,7 +26,7 @@ from daemon.config import Settings
 from daemon.core import events
 from daemon.inbox import Inbox
 from daemon.intake import give_keys
-from daemon.live_job import LiveJob
+from daemon.live_job import EngineIdentity, LiveJob
 from daemon.narration import Narration
 from daemon.pool import Pool
 from daemon.recorder import Recorder
@@ -136,8 +136,7 @@ class JobRun:
             if not job.taken:
                 job.taken, job.started_at = True, time.time()
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
-            await self._know_engine()
-            await self._start()
+            await self._start(await self._know_engine())
             await self._publish_until_all_ended()
             await self._finish()
         await self._remove_traces()
@@ -151,8 +150,8 @@ class JobRun:
             limiter=self._jobs.outbox_threads,
         )
 
-    async def _know_engine(self) -> None:
-        """Wait until a worker has said which engine it has, or the job is cancelled."""
+    async def _know_engine(self) -> EngineIdentity | None:
+        """The engine, once a worker has said which one it has; None when the job is cancelled before."""
         while self._jobs.pool.identity is None and not self.job.cancelled:
             trouble = self._jobs.engine_trouble()
             self.job.note = f"waiting for the engine: {trouble}" if trouble else "waiting for the engine to load"
@@ -160,15 +159,16 @@ class JobRun:
             with anyio.move_on_after(1.0):
                 await self._jobs.engine_is_known.wait()
         self.job.note = None
+        return self._jobs.pool.identity
 
-    async def _start(self) -> None:
+    async def _start(self, engine: EngineIdentity | None) -> None:
         job, jobs = self.job, self._jobs
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
         while job.has_unpublished:
             await self._insist("publishing", self._publish)
-        if jobs.pool.identity is not None:
-            await anyio.to_thread.run_sync(give_keys, job, jobs.pool.identity, jobs.settings.engine.options)
-            self._note_ignored(jobs.pool.identity.ignored)
+        if engine is not None:
+            await anyio.to_thread.run_sync(give_keys, job, engine, jobs.settings.engine.options)
+            self._note_ignored(engine.ignored)
         if job.cancelled:
             for position, live in enumerate(job.segments):
                 if live.status == "waiting":

@@ -298,6 +298,11 @@ class Jobs:
     def job_ended(self, token: str) -> None:
         self.runs[token].end()
 
+    def engine_changed(self) -> None:
+        """Another engine is configured: jobs that come now wait until its workers say which one it is."""
+        self.pool.identity = None
+        self.engine_is_known = anyio.Event()
+
     def engine_known(self, identity: EngineIdentity) -> None:
         self.engine_is_known.set()
         self.signs.wake()
