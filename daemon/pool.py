@@ -8,6 +8,7 @@ its ticket must be out, at that worker, in that generation.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import anyio.abc
 import structlog
 
 from daemon import files
-from daemon.config import Settings
+from daemon.config import Engine, Settings
 from daemon.core import events
 from daemon.core.core import Core
 from daemon.core.events import Command, Dispatch, Event
@@ -41,7 +42,7 @@ MESSAGE_CHARACTERS = 2000
 MOST_SLOTS = 4096
 """More than any engine decodes at a time; who says more would be given all the work there is."""
 
-_LONGEST_SLEEP_S = 1.0
+_SHORTEST_SLEEP_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,11 @@ class Handle:
     device: str
     transport: Transport
     tickets: dict[int, Ticket] = field(default_factory=dict)
+    pending: set[int] = field(default_factory=set)
+    """Tickets whose try is being recorded before they are sent."""
     engine: str = ""
+    asked: Engine | None = None
+    """The engine that its process was started for."""
     ready: bool = False
     failure: str | None = None
     kill_reason: str | None = None
@@ -131,6 +136,9 @@ class Pool:
         self._oddities = 0
         self._draining = False
         self._ending = False
+        self._sleeps_until = math.inf
+        self._sooner = anyio.Event()
+        """A deadline has come up before the one that is slept for."""
         self.identity: EngineIdentity | None = None
         self.spoken = 0
 
@@ -150,6 +158,8 @@ class Pool:
                     self._carry_out(command)
         finally:
             self._applying = False
+        if _never(self._core.next_deadline()) < self._sleeps_until:
+            self._sooner.set()
         if self._core.oddities != self._oddities:
             log.warning("a worker answered for a segment it did not hold", times=self._core.oddities - self._oddities)
             self._oddities = self._core.oddities
@@ -160,10 +170,11 @@ class Pool:
             self._tasks = tasks
             task_status.started()
             while True:
-                now = anyio.current_time()
                 deadline = self._core.next_deadline()
-                wait = _LONGEST_SLEEP_S if deadline is None else min(max(deadline - now, 0.005), _LONGEST_SLEEP_S)
-                await anyio.sleep(wait)
+                self._sleeps_until = max(_never(deadline), anyio.current_time() + _SHORTEST_SLEEP_S)
+                with anyio.CancelScope(deadline=self._sleeps_until):
+                    await self._sooner.wait()
+                self._sooner = anyio.Event()
                 deadline = self._core.next_deadline()
                 if deadline is not None and deadline <= anyio.current_time():
                     self.apply(events.Tick(anyio.current_time()))
@@ -174,6 +185,7 @@ class Pool:
         """Ask every worker to give back what it has not begun: the daemon drains."""
         self._draining = True
         for handle in self._handles.values():
+            handle.pending.clear()
             for ticket in handle.tickets.values():
                 if ticket.began_at is None:
                     handle.transport.send({"type": "cancel", "ticket": ticket.number})
@@ -241,12 +253,20 @@ class Pool:
             case events.Recall(worker, generation, ticket):
                 handle = self._handle(worker, generation)
                 if handle is not None:
-                    handle.transport.send({"type": "cancel", "ticket": ticket})
+                    self._recall(handle, ticket)
             case events.StartWorker(worker, generation, gpu):
                 assert self._tasks is not None
                 transport, device = self._make_transport(worker, gpu)
                 # At once: a command that follows before the task has begun must find it.
-                handle = Handle(worker, generation, gpu, device, transport, engine=self.settings.engine.name)
+                handle = Handle(
+                    worker,
+                    generation,
+                    gpu,
+                    device,
+                    transport,
+                    engine=self.settings.engine.name,
+                    asked=self.settings.engine,
+                )
                 self._handles[worker] = handle
                 transport.send(self._hello(worker, device))
                 self._tasks.start_soon(self._run_worker, handle, name=f"worker {worker}")
@@ -293,6 +313,7 @@ class Pool:
             return  # its WorkerGone is on its way, and gives the segment back
         if command.alone:
             assert self._tasks is not None
+            handle.pending.add(command.ticket)
             self._tasks.start_soon(self._dispatch_alone, handle, command)
         else:
             self._send(handle, command)
@@ -302,19 +323,25 @@ class Pool:
             await self._host.record_try(command.job, command.position, command.tries)
         except OSError as error:
             self._host.disk_full(f"a try could not be recorded: {error}")
-            self.apply(
-                events.SegmentReleased(
-                    anyio.current_time(),
-                    command.worker,
-                    command.generation,
-                    command.ticket,
-                    began=False,
-                    blameless=True,
-                )
-            )
+            handle.pending.discard(command.ticket)
+        if self._handle(command.worker, command.generation) is not handle:
             return
-        if self._handle(command.worker, command.generation) is handle:
+        if command.ticket in handle.pending:
+            handle.pending.remove(command.ticket)
             self._send(handle, command)
+            return
+        self._host.given_back(command.job, command.position)
+        self.apply(
+            events.SegmentReleased(
+                anyio.current_time(), command.worker, command.generation, command.ticket, began=False, blameless=True
+            )
+        )
+
+    def _recall(self, handle: Handle, ticket: int) -> None:
+        if ticket in handle.pending:
+            handle.pending.remove(ticket)  # it is given back when its try has been recorded
+        else:
+            handle.transport.send({"type": "cancel", "ticket": ticket})
 
     def _send(self, handle: Handle, command: Dispatch) -> None:
         message, file = self._host.speak_message(command.ticket, command.job, command.position)
@@ -422,17 +449,21 @@ class Pool:
         handle.ready = True
         handle.activity = "ready"
         handle.device = _text(message, "device", 50, handle.device)
-        if self.identity is not None and self.identity != identity:
-            log.warning("the engine has changed", before=self.identity.model, now=identity.model)
-        self.identity = identity
+        is_current = handle.asked == self.settings.engine
+        if is_current:
+            if self.identity is not None and self.identity != identity:
+                log.warning("the engine has changed", before=self.identity.model, now=identity.model)
+            self.identity = identity
         line = f"[Worker {handle.worker}] Models loaded! Ready on {handle.device}"
         log.info(line, worker=handle.worker, slots=slots, load_s=message.get("load_s"))
-        self._host.engine_known(identity)
+        if is_current:  # else it was started before the configuration changed, and is about to go
+            self._host.engine_known(identity)
         self.apply(events.WorkerReady(now, handle.worker, handle.generation, slots))
 
     def _failed(self, handle: Handle, message: Message, now: float) -> None:
         number = _whole(message, "ticket")
         code, text = _text(message, "code", 100), _text(message, "message", MESSAGE_CHARACTERS)
+        slots = None if message.get("slots") is None else _whole(message, "slots")
         ticket = handle.tickets.pop(number, None)
         if ticket is not None:
             files.discard(ticket.file)
@@ -442,7 +473,6 @@ class Pool:
             self._host.disk_full(text)
             self.apply(events.SegmentReleased(now, handle.worker, handle.generation, number, True, blameless=True))
             return
-        slots = message.get("slots")
         self.apply(
             events.SegmentFailed(
                 now,
@@ -452,9 +482,13 @@ class Pool:
                 code,
                 text,
                 retryable=bool(message.get("retryable", False)),
-                slots=None if slots is None else _whole(message, "slots"),
+                slots=slots,
             )
         )
+
+
+def _never(deadline: float | None) -> float:
+    return math.inf if deadline is None else deadline
 
 
 def _whole(message: Message, name: str, default: int | None = None) -> int:

@@ -173,15 +173,17 @@ class WorkerProcess:
         self._sender.close()
 
     def tell_stacks(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGUSR1)
+        self._signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         self._killed = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             # It may have ended without our having heard of it yet.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                self._process.send_signal(number)
 
     async def run(self, on_message: OnMessage, on_line: OnLine) -> str:
         with _Pipe() as stdin, _Pipe() as stdout, _Pipe() as stderr:

@@ -71,12 +71,12 @@ class Fault(OSError):
     """The error that ``failing_at`` raises."""
 
 
-DURABLE = ("fsync_file", "fsync_folder", "rename", "append", "copy", "write_atomically", "move", "make_folder")
+DURABLE = ("create", "write", "fsync", "fdatasync", "rename", "rename_new", "unlink", "mkdir", "rmdir")
 
 
 @contextmanager
 def failing_at(number: int, names: Sequence[str] = DURABLE, error: int = errno.EIO) -> Iterator[Callable[[], bool]]:
-    """The ``number``-th durable operation fails without having done anything; the others are the real ones. Gives a
+    """The ``number``-th change on disk fails without having done anything; the others are the real ones. Gives a
     function that says whether it came to that."""
     count = 0
 
@@ -90,7 +90,9 @@ def failing_at(number: int, names: Sequence[str] = DURABLE, error: int = errno.E
 
         return operation
 
+    disk = files.Disk()
+    for name in names:
+        setattr(disk, name, wrap(getattr(disk, name)))
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setattr(files, name, wrap(getattr(files, name)))
+        patch.setattr(files, "disk", disk)
         yield lambda: count >= number

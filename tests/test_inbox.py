@@ -448,15 +448,13 @@ def test_a_folder_is_no_document(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's file is needed")
 def test_a_file_that_we_may_not_read(tmp_path: Path) -> None:
     """It is a reason that its owner can mend, given once the file has had its grace, and no trouble of the disk."""
-    tmp_path.chmod(0o755)
-    path = put(tmp_path, "film.json")
-    path.chmod(0o600)
-    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+    with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
-        path = shutil.copy(path, place)
+        path = put(Path(place), "film.json")
+        path.chmod(0o600)
         os.seteuid(65534)
         try:
-            error = refusal(Path(path))
+            error = refusal(path)
         finally:
             os.seteuid(0)
     assert [reason.code for reason in error.reasons] == ["unreadable"] and error.incomplete

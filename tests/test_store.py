@@ -238,7 +238,7 @@ def test_a_file_whose_sync_failed_is_written_anew(job: LiveJob) -> None:
     checked goes into a new file, whatever has become of the first."""
     delivery = deliver(job, 0)
     content = delivery.file.read_bytes()
-    with failing_at(1, ["fsync_file"]), pytest.raises(Fault):
+    with failing_at(1, ["fsync"]), pytest.raises(Fault):
         store([delivery])
     delivery.file.write_bytes(b"\0" * len(content))
     assert store([delivery]) == []
