@@ -30,6 +30,7 @@ from daemon.live_job import EngineIdentity, LiveJob
 from daemon.narration import Narration
 from daemon.pool import Pool
 from daemon.recorder import Recorder
+from daemon.report import job_report
 from daemon.reuse import Published, ReuseIndex
 from daemon.store import Delivery
 
@@ -83,6 +84,7 @@ class JobRun:
         self._dispatched_at: float | None = None
         self._last_progress = 0.0
         self._folder = Path()
+        self._reported = False
 
     # --- what it is told ---------------------------------------------------------------------------
 
@@ -213,6 +215,8 @@ class JobRun:
             if self._all_ended and not published and not self.job.has_unpublished:
                 return
             await self._write_progress()
+            if published and not self._reported and not self._all_ended:
+                await self._write_report()
             if not published:
                 await self._wait()
 
@@ -258,6 +262,7 @@ class JobRun:
         job.ended_at = time.time()
         await self._insist("writing the results", self._write_results)
         await self._write_progress(force=True)
+        await self._write_report()
         await self._insist("writing the manifest", self._write_manifest)
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
@@ -283,6 +288,22 @@ class JobRun:
             abandon_on_cancel=True,
             limiter=self._jobs.outbox_threads,
         )
+
+    async def _write_report(self) -> None:
+        """The page for people. Nobody waits for it but they: what goes wrong with it holds up nothing."""
+        self._reported = True
+        try:
+            await anyio.to_thread.run_sync(
+                lambda: files.write_atomically(
+                    self._folder / job_report.FILE_NAME,
+                    job_report.build(self.job, time.time()),
+                    durable=self.job.ended_at is not None,
+                ),
+                abandon_on_cancel=True,
+                limiter=self._jobs.outbox_threads,
+            )
+        except Exception as error:  # noqa: BLE001 - a mistake in a page must not cost the night's work its manifest
+            log.warning("the report could not be written", job=self.job.job_id, error=repr(error))
 
     async def _write_results(self) -> None:
         if self.job.job.results is not None:

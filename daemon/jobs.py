@@ -8,6 +8,7 @@ share a job_id.
 from __future__ import annotations
 
 import shutil
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from workers.protocol import Message
 log = structlog.get_logger("dubd.jobs")
 
 RECENT_JOBS = 50
+RECENT_FAILURES = 20
+MOST_OF_A_MESSAGE = 500
 OUTBOX_THREADS = 32
 """Threads that may wait for the outbox at one time; a share that hangs must not take those of everybody else."""
 
@@ -60,6 +63,8 @@ class Signs:
     """What is wrong at present, by what it concerns."""
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))
     """The last jobs that ended, the latest first."""
+    failures: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT_FAILURES))
+    """The last segments that failed, the latest first."""
     inbox_waiting: int = 0
     paused: bool = False
     """No work is given out, for want of disk space."""
@@ -285,6 +290,16 @@ class Jobs:
                 durable=True,
             )
             if ended.outcome == "failed":
+                self.signs.failures.appendleft(
+                    {
+                        "job_id": run.job.job_id,
+                        "index": live.segment.index,
+                        "speaker": live.segment.speaker,
+                        "code": ended.code or "unknown",
+                        "message": (ended.message or "")[:MOST_OF_A_MESSAGE],
+                        "failed_at": round(time.time(), 3),
+                    }
+                )
                 log.error(
                     "segment has failed",
                     job=run.job.job_id,

@@ -77,6 +77,12 @@ class LiveSegment:
     flaws: tuple[str, ...] = ()
     code: str | None = None
     message: str | None = None
+    peaks: str | None = None
+    """The recording's outline (see report.peaks)."""
+    again: bool = False
+    """It is redone: a recording that is known already is not what is wanted."""
+    history: tuple[dict[str, Any], ...] = ()
+    """Its earlier takes, the oldest first, as the manifest tells them."""
 
     @property
     def duration_s(self) -> float | None:
@@ -285,7 +291,7 @@ class LiveJob:
         elif kind == "ok":
             segment.status = "ok"
             for name in SPOKEN_FIELDS:
-                value = record[name]
+                value = record.get(name) if name in LATER_FIELDS else record[name]
                 setattr(segment, name, tuple(value) if isinstance(value, list) else value)
         elif kind in ("failed", "skipped", "cancelled"):
             segment.status = kind  # type: ignore[assignment]  # one of the three just named
@@ -295,9 +301,12 @@ class LiveJob:
 
 SPOKEN_FIELDS = (
     "key", "seed", "cached", "frames", "sample_rate", "sha256", "truncated", "attempts",
-    "worker", "device", "generate_s", "seeds", "flaws",
+    "worker", "device", "generate_s", "seeds", "flaws", "peaks",
 )  # fmt: skip
 """What the journal keeps of a finished segment, besides its position."""
+
+LATER_FIELDS = ("peaks",)
+"""Those of them that journals of earlier versions have not got."""
 
 
 def spoken_record(position: int, segment: LiveSegment) -> Record:

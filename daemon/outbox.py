@@ -122,11 +122,12 @@ def manifest(job: LiveJob) -> dict[str, Any]:
             "xrt": round(audio_s / wall_s, 2) if wall_s > 0 else None,
         },
         "ignored": job.ignored,
-        "segments": [_manifest_segment(job, position) for position in range(len(job.segments))],
+        "segments": [manifest_segment(job, position) for position in range(len(job.segments))],
     }
 
 
-def _manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
+def manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
+    """What the manifest says of one segment."""
     live = job.segments[position]
     spoken = live.status == "ok"
     duration = live.duration_s if job.job.task == "speak" else None
@@ -155,6 +156,8 @@ def _manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
         entry["flaws"] = list(live.flaws)
     if len(live.seeds) > 1:
         entry["seeds"] = list(live.seeds)
+    if live.history:
+        entry["history"] = list(live.history)
     return entry
 
 

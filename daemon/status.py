@@ -6,6 +6,7 @@ reader that sees it stand still for longer knows that the daemon does not move.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -16,16 +17,21 @@ import anyio.to_thread
 import structlog
 
 import daemon as package
-from daemon import outbox
+from daemon import files, outbox
 from daemon.config import Settings
 from daemon.job_run import JobRun
 from daemon.jobs import Jobs, Signs
 from daemon.pool import Pool
+from daemon.report import status_page
 
 log = structlog.get_logger("dubd.status")
 
 HEARTBEAT_S = 5.0
 RATE_WINDOW_S = 60.0
+MINUTES_SHOWN = 60
+
+PAGE_TOLERANCE_S = 0.5
+"""So much too early counts as due: the next heartbeat would be far too late."""
 
 
 class Shown(Protocol):
@@ -48,6 +54,9 @@ class StatusWriter:
         self._seq = 0
         self._wake = anyio.Event()
         self._spoken: deque[tuple[float, int, float]] = deque()
+        self._minutes: deque[tuple[int, int, float]] = deque()
+        self._page_written = 0.0
+        self._page_state = ""
 
     def wake(self) -> None:
         self._wake.set()
@@ -73,6 +82,21 @@ class StatusWriter:
         await anyio.to_thread.run_sync(
             lambda: outbox.write_json(self._daemon.settings.paths.status, value, durable=False), abandon_on_cancel=True
         )
+        await self._write_page(value)
+
+    async def _write_page(self, value: dict[str, Any]) -> None:
+        """status.html, as often as people look; it is a whole page, and what it lies on may be a slow share."""
+        now = time.monotonic()
+        if value["state"] == self._page_state and now - self._page_written < status_page.WRITE_S - PAGE_TOLERANCE_S:
+            return
+        settings = self._daemon.settings
+        await anyio.to_thread.run_sync(
+            lambda: files.write_atomically(
+                settings.paths.status.with_suffix(".html"), status_page.build(value, settings), durable=False
+            ),
+            abandon_on_cancel=True,
+        )
+        self._page_written, self._page_state = now, value["state"]
 
     def value(self) -> dict[str, Any]:
         daemon = self._daemon
@@ -101,6 +125,7 @@ class StatusWriter:
             "workers": rows,
             "jobs": [self._job(run) for run in daemon.jobs.runs.values()],
             "recent": list(daemon.signs.recent),
+            "failures": list(daemon.signs.failures),
             "inbox": {"waiting": daemon.signs.inbox_waiting, "reachable": "inbox" not in daemon.signs.warnings},
             "throughput": self._throughput(),
             "warnings": warnings,
@@ -124,19 +149,38 @@ class StatusWriter:
             "note": job.note,
         }
 
-    def _throughput(self) -> dict[str, float]:
-        """Over the last RATE_WINDOW_S."""
+    def _throughput(self) -> dict[str, Any]:
+        """Over the last RATE_WINDOW_S, and minute by minute over the last hour."""
         now = time.monotonic()
         spoken = self._daemon.pool.spoken
         audio_s = self._daemon.signs.audio_s
         self._spoken.append((now, spoken, audio_s))
         while len(self._spoken) > 1 and now - self._spoken[0][0] > RATE_WINDOW_S:
             self._spoken.popleft()
+        hour = self._last_hour(spoken, audio_s)
         since, spoken_then, audio_then = self._spoken[0]
         elapsed = max(now - since, 1e-9)
         if len(self._spoken) == 1:
-            return {"segments_per_minute": 0.0, "audio_s_per_s": 0.0}
+            return {"segments_per_minute": 0.0, "audio_s_per_s": 0.0, "last_hour": hour}
         return {
             "segments_per_minute": round((spoken - spoken_then) / elapsed * 60, 2),
             "audio_s_per_s": round((audio_s - audio_then) / elapsed, 2),
+            "last_hour": hour,
         }
+
+    def _last_hour(self, spoken: int, audio_s: float) -> dict[str, list[float]]:
+        """What was made in each of the last MINUTES_SHOWN minutes of the clock, the present one last."""
+        minute = int(time.time() // 60)
+        if not self._minutes or self._minutes[-1][0] != minute:
+            # How much there was when the minute began, as nearly as we looked.
+            self._minutes.append((minute, spoken, audio_s))
+        while self._minutes[0][0] <= minute - MINUTES_SHOWN and len(self._minutes) > 1:
+            self._minutes.popleft()
+        segments, seconds = [0.0] * MINUTES_SHOWN, [0.0] * MINUTES_SHOWN
+        marks = [*self._minutes, (minute + 1, spoken, audio_s)]
+        for (then, spoken_then, audio_then), (_, spoken_after, audio_after) in itertools.pairwise(marks):
+            place = MINUTES_SHOWN - 1 - (minute - then)
+            if 0 <= place < MINUTES_SHOWN:
+                segments[place] = spoken_after - spoken_then
+                seconds[place] = round(audio_after - audio_then, 1)
+        return {"segments": segments, "audio_s": seconds}

@@ -22,6 +22,7 @@ import soundfile
 
 from daemon import files
 from daemon.live_job import LiveJob, LiveSegment, spoken_record
+from daemon.report.peaks import outline
 
 _NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
 """What says that the worker left nothing readable there, and not that the disk is in trouble."""
@@ -54,6 +55,8 @@ class Delivery:
     unsynced: bytes | None = None
     """The content of a file whose sync failed: it is written anew, since a second sync of it would prove nothing."""
     recorded: bool = False
+    peaks: str | None = None
+    """The recording's outline, once it has been checked (see report.peaks)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,9 @@ def _as_segment(delivery: Delivery) -> LiveSegment:
         generate_s=delivery.generate_s,
         seeds=delivery.seeds,
         flaws=delivery.flaws,
+        peaks=delivery.peaks,
+        again=before.again,
+        history=before.history,
     )
 
 
@@ -162,18 +168,20 @@ def _checked_content(delivery: Delivery) -> bytes:
             _check_codes(content, delivery.frames)
         else:
             os.lseek(descriptor, 0, os.SEEK_SET)
-            _check_wav(descriptor, delivery.frames, delivery.sample_rate)
+            delivery.peaks = _check_wav(descriptor, delivery.frames, delivery.sample_rate)
     finally:
         os.close(descriptor)
     return content
 
 
-def _check_wav(descriptor: int, frames: int, sample_rate: int) -> None:
+def _check_wav(descriptor: int, frames: int, sample_rate: int) -> str:
+    """The recording's outline, once it is known to be whole."""
     try:
         # By its descriptor: for a Python object libsndfile needs callbacks in memory that is both writable and
         # executable, which hardened systems deny.
         with soundfile.SoundFile(descriptor, closefd=False) as wav:
             found = (wav.frames, wav.samplerate)
+            peaks = outline(wav)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise _Bad("bad_audio", f"the worker's file can't be read as audio: {error}") from error
     if found != (frames, sample_rate) or frames <= 0:
@@ -181,6 +189,7 @@ def _check_wav(descriptor: int, frames: int, sample_rate: int) -> None:
             "bad_audio",
             f"the worker announced {frames} samples at {sample_rate} Hz, its file holds {found[0]} at {found[1]} Hz",
         )
+    return peaks
 
 
 def _check_codes(content: bytes, frames: int) -> None:
