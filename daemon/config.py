@@ -65,6 +65,7 @@ def _as_engine_name(value: object) -> object:
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 GpuIndex = Annotated[int, Field(ge=0)]
 WorkerCount = Annotated[int, Field(ge=0, le=64)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 _PER_GPU_FORM = 'a table of GPU index to number of workers, such as {"0" = 2, "1" = 0}'
 
 
@@ -183,6 +184,31 @@ class Engine(Table):
     options: dict[str, Any] = Field(default_factory=dict, description="Handed to the engine as they are.")
 
 
+class Embeddings(Table):
+    """Speaker embeddings: what ``dubd embeddings`` and jobs of that kind do where nothing else is said."""
+
+    utterances_dir: str = Field("", description="The folder of utterances for the command; empty: it must be given.")
+    speakers_dir: str = Field("", description="The folder of results for the command; empty: it must be given.")
+    num_processes: int = Field(0, ge=0, le=1024, description="Processes; 0: the cores that this one may use.")
+    chunk_size: int = Field(10, ge=1, le=1000, description="Most speakers that a process is given at a time.")
+    min_utterances: int = Field(1, ge=1, le=1_000_000_000, description="A speaker with fewer files is left out.")
+    skip_existing: bool = Field(True, description="Leave a speaker alone that has a whole result already.")
+    format: Literal["pkl", "npz"] = Field("pkl", description="Of the results: a pickle, or numpy's archive without.")
+    exclude_filename_prefix: Names = Field(
+        (),
+        description="Files whose names begin like one of these are left out.",
+        json_schema_extra={"form": 'a list of beginnings of names, such as ["noisy_"]'},
+    )
+    exclude_filename_pattern: Names = Field(
+        (),
+        description="Files whose names match one of these patterns of the shell are left out.",
+        json_schema_extra={"form": 'a list of patterns, such as ["*_aug*"]'},
+    )
+    timeout_s: float = Field(
+        300.0, gt=0, le=86400, description="A process that has not finished one more file for so long is replaced."
+    )
+
+
 class Log(Table):
     """The log, on standard error."""
 
@@ -207,6 +233,7 @@ TABLES: dict[str, type[Table]] = {
     "pool": Pool,
     "worker": Worker,
     "engine": Engine,
+    "embeddings": Embeddings,
     "log": Log,
     "service": Service,
 }
@@ -224,6 +251,7 @@ class Settings:
     pool: Pool
     worker: Worker
     engine: Engine
+    embeddings: Embeddings
     log: Log
     service: Service
     source: Path | None = None
@@ -377,6 +405,7 @@ class _Collector:
         pool = self._table("pool", Pool, cwd)
         worker = self._table("worker", Worker, cwd)
         engine = self._table("engine", Engine, cwd)
+        embeddings = self._table("embeddings", Embeddings, cwd)
         log = self._table("log", Log, cwd)
         service = self._table("service", Service, cwd)
         if paths is not None:
@@ -395,6 +424,7 @@ class _Collector:
             or pool is None
             or worker is None
             or engine is None
+            or embeddings is None
             or log is None
             or service is None
         ):
@@ -406,6 +436,7 @@ class _Collector:
             pool=pool,
             worker=worker,
             engine=engine,
+            embeddings=embeddings,
             log=log,
             service=service,
             source=source,
@@ -430,7 +461,7 @@ class _Collector:
             return self._absolute(value, given)
         if field.annotation == tuple[Path, ...] and isinstance(value, list):
             return [self._absolute(item, given) for item in value]
-        if field is Engine.model_fields["checkpoint"] or field is Worker.model_fields["python"]:
+        if any(field is known for known in _PATHS_OR_NOTHING):
             # A bare name of an interpreter is looked up on PATH when a worker is started.
             bare = field is Worker.model_fields["python"] and isinstance(value, str) and "/" not in value
             return value if value == "" or bare else _text(self._absolute(value, given))
@@ -505,6 +536,15 @@ _MODES = {
     **dict.fromkeys(("false", "0", "no", "off", "single"), "single"),
     "auto": "auto",
 }
+
+
+_PATHS_OR_NOTHING = (
+    Engine.model_fields["checkpoint"],
+    Worker.model_fields["python"],
+    Embeddings.model_fields["utterances_dir"],
+    Embeddings.model_fields["speakers_dir"],
+)
+"""Keys that hold a path, or nothing."""
 
 
 def find_config(*, config_file: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:

@@ -43,7 +43,7 @@ the time of one on ext4, more than four no less."""
 MOST_UNFINISHED = 64
 """Results made and not synced: a disk that does not keep up holds up the main thread, not the memory."""
 
-RESULTS_AT_ONCE = 16
+RESULTS_AT_ONCE = 8
 RESULTS_EVERY_S = 0.1
 
 MEMORY_BYTES = 4 << 30

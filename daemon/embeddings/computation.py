@@ -1,0 +1,371 @@
+"""One run over a corpus: lists it, starts the processes as there is work for them, deals, and hears what became of it.
+
+Everything happens in one event loop; only the listing is done in a thread, a batch at a time and no further ahead than
+the dealer reaches. What a process says is believed only as far as it fits what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from daemon import files
+from daemon.core.dealing import Dealer, Dealt, Speaker
+from daemon.embeddings.corpus import Corpus
+from daemon.worker_process import WorkerCommand, WorkerProcess, worker_command
+from workers.protocol import PROTOCOL_VERSION, Message
+
+Status = Literal["ok", "skipped", "too_few", "failed"]
+
+LISTED_AT_ONCE = 256
+BEAT_SECONDS = 1.0
+STACKS_S = 0.3
+"""How long a process that hangs has to say where."""
+DEAD_STARTS = 3
+"""Processes that end before they are ready, one after the other, until the run is given up."""
+SPACE_CHECK_S = 2.0
+
+
+class ComputationFailed(Exception):
+    """No process could be started, or the corpus can't be listed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a corpus is computed. ``exclude_prefixes`` and ``exclude_patterns`` (of the shell) leave out files by their
+    names; ``timeout_s``: a process that has not finished one more file for so long hangs."""
+
+    processes: int
+    chunk_size: int = 10
+    min_utterances: int = 1
+    form: Literal["pkl", "npz"] = "pkl"
+    exclude_prefixes: tuple[str, ...] = ()
+    exclude_patterns: tuple[str, ...] = ()
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a speaker. ``process``: who said so. ``existing``: which of its places had a whole result, for
+    ``skipped``. ``found`` files, of which ``utterances`` are in the mean of ``dim`` numbers and ``failed`` are not."""
+
+    speaker: Speaker
+    status: Status
+    process: int
+    found: int = 0
+    utterances: int = 0
+    failed: int = 0
+    dim: int = 0
+    sha256: str = ""
+    existing: int = 0
+    code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An utterance that could not be used."""
+
+    speaker: Speaker
+    file: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a speaker's result goes, and where a whole one may lie already."""
+
+    output: Path
+    existing: tuple[Path, ...] = ()
+
+
+@dataclass(slots=True)
+class Listener:
+    """Who hears of the run; called in the event loop. ``note`` gets lines for the log, with their level."""
+
+    report: Callable[[Report], None]
+    problem: Callable[[Problem], None] = lambda problem: None
+    note: Callable[[str, str], None] = lambda level, line: None
+
+
+@dataclass(slots=True)
+class _Process:
+    transport: WorkerProcess
+    started_at: float
+    ready: bool = False
+    reason: str | None = None
+    lines: list[str] = field(default_factory=list)
+
+
+class EmbeddingsCommand(WorkerCommand):
+    """A worker without an engine, in the daemon's own environment: all that it needs is numpy."""
+
+    @property
+    def arguments(self) -> list[str]:
+        return [*WorkerCommand.arguments.fget(self), "--embeddings"]  # type: ignore[attr-defined]
+
+
+def process_command() -> EmbeddingsCommand:
+    base = worker_command("", (), os.environ, gpu=False, threads=1)
+    return EmbeddingsCommand(base.python, base.path, base.environment)
+
+
+class Computation:
+    """``places`` says where a speaker's result goes, or None for one that is not wanted. ``share``: how many processes
+    may work now, when others want some too; ``changed`` has it asked again."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        options: Options,
+        places: Callable[[Speaker], Places | None],
+        listener: Listener,
+        *,
+        share: Callable[[], int] | None = None,
+    ) -> None:
+        self._corpus = corpus
+        self._options = options
+        self._places = places
+        self._listener = listener
+        self._share = share or (lambda: options.processes)
+        self._dealer = Dealer(processes=options.processes, chunk_size=options.chunk_size)
+        self._processes: dict[int, _Process] = {}
+        self._command = process_command()
+        self._wake = anyio.Event()
+        self._room = anyio.Event()
+        self._dead_starts = 0
+        self._draining = False
+        self._paused = False
+        self.total: int | None = None
+        """Speakers in the corpus, once they have been counted."""
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until every speaker has been reported, or what is at the processes when ``drain`` was called.
+
+        Raises:
+            ComputationFailed: see there.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._list)
+                tasks.start_soon(self._count)
+                tasks.start_soon(self._watch)
+                while not (self._dealer.finished or (self._draining and not self._dealer.in_hand)):
+                    self._deal(tasks)
+                    await self._wake.wait()
+                    self._wake = anyio.Event()
+                for process in self._processes.values():
+                    process.transport.finish()
+                tasks.cancel_scope.cancel()
+        except* ComputationFailed as group:
+            raise group.exceptions[0] from None
+
+    def drain(self) -> None:
+        """Deal no more; the run ends with what is out."""
+        self._draining = True
+        self._wake.set()
+
+    def changed(self) -> None:
+        """Something that ``share`` depends on is different now."""
+        self._wake.set()
+
+    @property
+    def in_hand(self) -> int:
+        return self._dealer.in_hand
+
+    # --- the corpus -----------------------------------------------------------------------------------------
+
+    async def _list(self) -> None:
+        speakers = self._corpus.speakers()
+        wanted = (speaker for speaker in speakers if self._places(speaker) is not None)
+        while True:
+            while self._dealer.room < LISTED_AT_ONCE:
+                self._room = anyio.Event()
+                await self._room.wait()
+            batch = await anyio.to_thread.run_sync(_next, wanted, LISTED_AT_ONCE, abandon_on_cancel=True)
+            for speaker in batch:
+                self._dealer.add(speaker)
+            if len(batch) < LISTED_AT_ONCE:
+                break
+            self._wake.set()
+        self._dealer.complete()
+        self._wake.set()
+
+    async def _count(self) -> None:
+        """For people only: how much there is."""
+        self.total = await anyio.to_thread.run_sync(
+            _count, self._corpus.speakers(weigh=False), abandon_on_cancel=True
+        )
+
+    # --- processes ------------------------------------------------------------------------------------------
+
+    def _deal(self, tasks: anyio.abc.TaskGroup) -> None:
+        if self._draining or self._paused:
+            return
+        for number in range(min(self._options.processes, self._share())):
+            process = self._processes.get(number)
+            if process is None:
+                if not self._dealer.waiting:
+                    break
+                process = self._processes[number] = _Process(WorkerProcess(self._command), anyio.current_time())
+                tasks.start_soon(self._keep, number, process)
+            while process.ready and (chunk := self._dealer.deal(number, anyio.current_time())):
+                for dealt in chunk:
+                    process.transport.send(self._speaker_message(dealt))
+        if self._dealer.room >= LISTED_AT_ONCE:
+            self._room.set()
+
+    def _speaker_message(self, dealt: Dealt) -> Message:
+        places = self._places(dealt.speaker)
+        assert places is not None
+        return {
+            "type": "speaker",
+            "ticket": dealt.ticket,
+            "dataset": dealt.speaker.dataset,
+            "speaker": dealt.speaker.name,
+            "output": str(places.output),
+            "existing": [str(path) for path in places.existing],
+        }
+
+    async def _keep(self, number: int, process: _Process) -> None:
+        process.transport.send(
+            {
+                "type": "hello",
+                "protocol": PROTOCOL_VERSION,
+                "utterances": self._corpus.message(),
+                "format": self._options.form,
+                "min_utterances": self._options.min_utterances,
+                "exclude_prefixes": list(self._options.exclude_prefixes),
+                "exclude_patterns": list(self._options.exclude_patterns),
+                "beat_seconds": BEAT_SECONDS,
+            }
+        )
+        reason = await process.transport.run(
+            lambda message: self._hear(number, process, message),
+            lambda line: self._hear_line(number, process, line),
+        )
+        self._lose(number, process, process.reason or reason)
+
+    def _lose(self, number: int, process: _Process, reason: str) -> None:
+        del self._processes[number]
+        self._remove_leftovers(number, process)
+        given_up = self._dealer.lost(number)
+        if not process.ready:
+            self._dead_starts += 1
+            if self._dead_starts >= DEAD_STARTS:
+                last = f": {process.lines[-1]}" if process.lines else ""
+                raise ComputationFailed(f"no process for embeddings can be started: {reason}{last}")
+        self._listener.note("warning", f"process {number} is gone: {reason}")
+        for dealt in given_up:
+            message = f"the process that computed it, and nothing else, is gone again: {reason}"
+            self._listener.report(Report(dealt.speaker, "failed", number, code="process_lost", message=message))
+        self._wake.set()
+
+    def _remove_leftovers(self, number: int, process: _Process) -> None:
+        """What it was writing when it died."""
+        places = (self._places(dealt.speaker) for dealt in self._dealer.holding(number))
+        for folder in {place.output.parent for place in places if place is not None}:
+            for path in folder.glob(f".{process.transport.pid or 0:x}-*.part"):
+                files.discard(path)
+
+    def _hear_line(self, number: int, process: _Process, line: str) -> None:
+        process.lines = [*process.lines[-20:], line]
+        self._listener.note("info", f"process {number}: {line}")
+
+    def _hear(self, number: int, process: _Process, message: Message) -> None:
+        try:
+            self._understand(number, process, message)
+        except (LookupError, TypeError, ValueError) as error:
+            process.reason = f"said what makes no sense: {error!r}"
+            process.transport.kill()
+
+    def _understand(self, number: int, process: _Process, message: Message) -> None:
+        kind = message["type"]
+        if kind == "results":
+            for result in message["results"]:
+                self._take(number, result)
+        elif kind == "problem":
+            held = self._dealer.holder(number, message["ticket"])
+            if held is not None:
+                problem = Problem(held.speaker, str(message["file"]), str(message["code"]), str(message["message"]))
+                self._listener.problem(problem)
+            return
+        elif kind == "beat":
+            self._dealer.moved(number, int(message["progress"]), anyio.current_time())
+            return
+        elif kind == "ready":
+            process.ready = True
+            self._dead_starts = 0
+        elif kind == "failed":
+            process.reason = str(message["message"])
+        self._wake.set()
+
+    def _take(self, number: int, result: dict[str, Any]) -> None:
+        now = anyio.current_time()
+        if result["status"] == "disk_full":
+            self._listener.note("error", f"waiting for disk space: {result['message']}")
+            self._dealer.give_back(number, result["ticket"], now)
+            self._paused = True
+            return
+        dealt = self._dealer.ended(number, result["ticket"], now)
+        if dealt is None:
+            return
+        values: dict[str, Any] = {
+            name: kind(result[name]) for name, kind in _RESULT_FIELDS.items() if result.get(name) is not None
+        }
+        self._listener.report(Report(dealt.speaker, result["status"], number, **values))
+
+    async def _watch(self) -> None:
+        """Ends processes that hang; looks for room on a full disk."""
+        pause = min(1.0, self._options.timeout_s / 4)
+        while True:
+            await anyio.sleep(SPACE_CHECK_S if self._paused else pause)
+            if self._paused:
+                self._paused = False
+                self._wake.set()
+            now = anyio.current_time()
+            overdue = self._dealer.overdue(now, self._options.timeout_s)
+            for number, process in list(self._processes.items()):
+                starting = not process.ready and now - process.started_at > self._options.timeout_s
+                if process.reason is not None or not (starting or number in overdue):
+                    continue
+                process.reason = f"it did not come on for {self._options.timeout_s:g} s"
+                process.transport.tell_stacks()
+                await anyio.sleep(STACKS_S)
+                process.transport.kill()
+
+
+_RESULT_FIELDS: dict[str, type] = {
+    "found": int, "utterances": int, "failed": int, "dim": int, "sha256": str, "existing": int, "code": str,
+    "message": str,
+}  # fmt: skip
+
+
+def _next(speakers: Iterator[Speaker], count: int) -> list[Speaker]:
+    """In a thread.
+
+    Raises:
+        ComputationFailed: the corpus can't be listed.
+    """
+    try:
+        return list(islice(speakers, count))
+    except OSError as error:
+        raise ComputationFailed(f"the folder of utterances can't be listed: {error.strerror or error}") from error
+
+
+def _count(speakers: Iterator[Speaker]) -> int | None:
+    try:
+        return sum(1 for _ in speakers)
+    except OSError:
+        return None
