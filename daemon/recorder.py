@@ -120,6 +120,13 @@ def _write_notes(notes: Sequence[Note]) -> None:
         if not note.written and not note.job.closed:
             by_job[note.job.token].append(note)
     for group in by_job.values():
-        group[0].job.journal.append([note.record for note in group], durable=any(note.durable for note in group))
+        job = group[0].job
+        try:
+            job.journal.append([note.record for note in group], durable=any(note.durable for note in group))
+        except FileNotFoundError:
+            if job.folder.is_dir():
+                raise
+            # A hand has removed the job from state/; the other jobs must not wait for it to come back.
+            log.error("a job's folder is gone; nothing more is recorded of it", job=job.job_id, folder=str(job.folder))
         for note in group:
             note.written = True

@@ -45,19 +45,36 @@ class ReuseIndex:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        try:
-            self._connection = self._open()
-        except sqlite3.DatabaseError:
-            files.rename(path, path.with_name(path.name + ".damaged"))
-            self._connection = self._open()
+        self._connection = self._open_somehow()
 
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+    def _open_somehow(self) -> sqlite3.Connection:
+        try:
+            return self._open(self._path)
+        except sqlite3.Error:
+            pass
+        try:
+            self._put_aside()
+            return self._open(self._path)
+        except (sqlite3.Error, OSError):
+            # The disk is full, or no folder of ours: known lines are then known for this life of the daemon.
+            return self._open(":memory:")
+
+    def _put_aside(self) -> None:
+        for ending in ("", "-wal", "-shm"):  # what was being written to the damaged one must not get into the new one
+            with contextlib.suppress(FileNotFoundError):
+                files.rename(
+                    self._path.with_name(self._path.name + ending),
+                    self._path.with_name(f"{self._path.name}.damaged{ending}"),
+                )
+
+    @staticmethod
+    def _open(path: Path | str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=1.0, check_same_thread=False, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute(_SCHEMA)
-        except sqlite3.DatabaseError:
+        except sqlite3.Error:
             connection.close()
             raise
         return connection
@@ -94,7 +111,8 @@ class ReuseIndex:
         self._connection.execute("BEGIN")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
