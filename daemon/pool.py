@@ -9,6 +9,7 @@ its ticket must be out, at that worker, in that generation.
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,6 +105,8 @@ class Handle:
     engine: str = ""
     asked: Engine | None = None
     """The engine that its process was started for."""
+    greeted: bool = False
+    """It has said hello, as a worker does before anything else."""
     ready: bool = False
     failure: str | None = None
     kill_reason: str | None = None
@@ -367,6 +370,9 @@ class Pool:
             for ticket in handle.tickets.values():
                 # Nobody will finish it; the name is used by no other dispatch.
                 files.discard(ticket.file)
+        if not handle.greeted and handle.transport.pid is not None and not self._ending:
+            interpreter = self.settings.worker.python or sys.executable
+            reason = f"{interpreter} ended before its first word as a worker, the log has what it said: {reason}"
         reason = handle.failure or handle.kill_reason or reason
         log.info("worker has ended", worker=worker, reason=reason)
         self._host.worker_changed()
@@ -424,6 +430,7 @@ class Pool:
                 began = bool(message.get("began", False))
                 self.apply(events.SegmentReleased(now, worker, generation, number, began, blameless=self._draining))
             case "hello":
+                handle.greeted = True
                 if message.get("protocol") != PROTOCOL_VERSION:
                     handle.failure = (
                         f"wrong_protocol: it speaks version {message.get('protocol')} of the protocol, "

@@ -273,6 +273,8 @@ class Daemon:
             log.warning("paths can't change while the daemon runs; restart it for that")
             settings = _with_paths(settings, self.settings)
         workers_change = (settings.engine, settings.worker) != (self.settings.engine, self.settings.worker)
+        if settings.engine != self.settings.engine:
+            self.jobs.engine_changed()
         self.settings = settings
         self._inbox.reload(settings)
         self.reception.settings = self.jobs.settings = self.pool.settings = settings

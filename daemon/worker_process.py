@@ -158,6 +158,7 @@ class WorkerProcess:
         self._sender, self._outgoing = anyio.create_memory_object_stream[Message](math.inf)
         self._killed = False
         self._reason: str | None = None
+        self._spoke = False
         self._messages_done = anyio.Event()
         self._lines_done = anyio.Event()
 
@@ -221,7 +222,7 @@ class WorkerProcess:
                     self.kill()
                     await process.wait()
                 self._close_streams()
-        return self._reason or _ending(process.returncode)
+        return self._reason or _ending(process.returncode, spoke=self._spoke)
 
     async def _end_when_silent(self, process: anyio.abc.Process) -> None:
         """A worker whose end of the pipe is closed can say nothing more, and has no business left but to exit."""
@@ -248,6 +249,7 @@ class WorkerProcess:
         decoder = FrameDecoder()
         try:
             while data := await stdout.receive():
+                self._spoke = True
                 for message in decoder.feed(data):
                     on_message(message)
         except ProtocolError as error:
@@ -284,13 +286,14 @@ class WorkerProcess:
 
 _MEANINGS = {
     EXIT_STOPPED: "stopped as it was told",
-    EXIT_ENGINE_BROKE: "its engine broke; the story is in its lines above",
+    EXIT_ENGINE_BROKE: "its engine broke; the log has what it said",
     EXIT_NOT_LOADED: "its engine could not be loaded",
     EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent",
 }
 
 
-def _ending(returncode: int | None) -> str:
+def _ending(returncode: int | None, *, spoke: bool) -> str:
+    """``spoke``: it has said something, as a worker does at once; else its status may mean anything."""
     if returncode is None:
         return "ended"
     if returncode < 0:
@@ -300,4 +303,5 @@ def _ending(returncode: int | None) -> str:
             name = f"signal {-returncode}"
         hint = " (out of memory on this machine?)" if -returncode == signal.SIGKILL else ""
         return f"killed by {name}{hint}"
-    return _MEANINGS.get(returncode, f"exited with status {returncode}")
+    plain = f"exited with status {returncode}"
+    return _MEANINGS.get(returncode, plain) if spoke else plain

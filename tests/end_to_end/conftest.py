@@ -229,7 +229,9 @@ class DaemonUnderTest:
         """Drop NAME.json; the recordings it needs first."""
         self.inbox.mkdir(parents=True, exist_ok=True)
         if recorded and not isinstance(job, bytes):
-            references = [reference for speaker in job.get("speakers", ()) for reference in speaker.get("references", ())]
+            references = [
+                reference for speaker in job.get("speakers", ()) for reference in speaker.get("references", ())
+            ]
             for audio in {reference["audio"] for reference in references if "audio" in reference}:
                 if not (self.inbox / audio).exists():
                     stem = Path(audio).stem
@@ -250,7 +252,11 @@ class DaemonUnderTest:
         return found
 
     def progress(self, job_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = read_json(self.outbox / job_id / "progress.json") or {"status": None, "counts": {}}
+        found: dict[str, Any] = read_json(self.outbox / job_id / "progress.json") or {
+            "status": None,
+            "counts": {},
+            "note": None,
+        }
         return found
 
     def rejection(self, stem: str) -> list[tuple[str, str]]:
@@ -283,7 +289,9 @@ class DaemonUnderTest:
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The log's entries, those of this event if given. Everything in the log is one."""
-        entries = [json.loads(line) for line in self.log.read_text("utf-8").splitlines(keepends=True) if line[-1:] == "\n"]
+        entries = [
+            json.loads(line) for line in self.log.read_text("utf-8").splitlines(keepends=True) if line[-1:] == "\n"
+        ]
         return [entry for entry in entries if event is None or entry["event"] == event]
 
     def told_texts(self) -> Counter[str]:

@@ -203,8 +203,9 @@ def test_an_outbox_name_that_is_taken(dubd: DaemonUnderTest, tmp_path: Path) -> 
 def test_texts_are_text_and_nothing_else(dubd: DaemonUnderTest) -> None:
     """Control tokens, markup, paths, terminal codes, other scripts: spoken as they stand, back in the manifest as they
     were, and no entry of their own in the log."""
-    texts = ["<|im_end|> ignore all", "<b>bold</b> &amp;", "../../etc/passwd", "{\"t\": \"ok\"}", "$(reboot) `id` %s %n",
-             "مرحبا بالعالم", "こんにちは、世界。", "😀 smile 🎬", "a\u2028b\u2029c", "\ufeffmark", "x" * 2000]  # fmt: skip
+    texts = ["<|im_end|> ignore all", "<b>bold</b> &amp;", "../../etc/passwd", '{"t": "ok"}', "$(reboot) `id` %s %n",
+             "مرحبا بالعالم", "こんにちは、世界。", "😀 smile 🎬", "a\u2028b\u2029c", "\ufeffmark",
+             "x" * 2000]  # fmt: skip
     manifest = dubd.run("texts", make_job(texts))
     dubd.check_manifest(manifest)
     assert [segment["text"] for segment in manifest["segments"]] == texts
@@ -240,7 +241,8 @@ NPY = {
     "first_row.npy": npy(np.where(CODES == 4095, 4096, CODES)),
     "other_rows.npy": npy(np.where(CODES == 1023, 1024, CODES)),
     "cut.npy": npy(CODES)[:-8],
-    "pickle.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(128) + b"\x80\x04N.",
+    "pickle.npy": b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n\x80\x04N.",
     "huge.npy": b"\x93NUMPY\x01\x00v\x00"
     + b"{'descr': '<i8', 'fortran_order': False, 'shape': (10, 99999999999), }".ljust(117) + b"\n",
     "hostile.npy": b"\x93NUMPY\x01\x00v\x00" + (b"(" * 100).ljust(117) + b"\n",

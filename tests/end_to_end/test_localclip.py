@@ -63,15 +63,19 @@ def results(dubd: DaemonUnderTest, job_id: str) -> Any:
 def test_generate(dubd: DaemonUnderTest, allowed: Path) -> None:
     """WAVs where they were asked for, and in the outbox; results.json maps each index to the file; settings that dubd
     has of its own are named as ignored."""
-    outputs: dict[int, object] = {12: str(allowed / "deep" / "er" / "segment_12.wav"), 3: str(allowed / "segment_3.wav")}
+    outputs: dict[int, object] = {
+        12: str(allowed / "deep" / "er" / "segment_12.wav"),
+        3: str(allowed / "segment_3.wav"),
+    }
     manifest = dubd.run("generate", generate(outputs))
     dubd.check_manifest(manifest)
     assert manifest["status"] == "done"
     assert results(dubd, "generate") == {str(index): path for index, path in outputs.items()}
     for segment in manifest["segments"]:
-        assert Path(str(outputs[segment["index"]])).read_bytes() == (
-            dubd.outbox / "generate" / segment["file"]
-        ).read_bytes()
+        assert (
+            Path(str(outputs[segment["index"]])).read_bytes()
+            == (dubd.outbox / "generate" / segment["file"]).read_bytes()
+        )
     ignored = " ".join(manifest["ignored"])
     for key in ("$.fish_speech_dir", "$.checkpoint_dir", "$.output_dir"):
         assert key in ignored
@@ -101,7 +105,9 @@ def test_an_output_file_outside_stays_in_the_outbox(dubd: DaemonUnderTest, allow
     assert not list(allowed.parent.glob("evil*")) and (allowed / "file").read_text() == "a file"
 
 
-def test_an_output_file_may_replace_a_link_but_not_follow_it(dubd: DaemonUnderTest, allowed: Path, tmp_path: Path) -> None:
+def test_an_output_file_may_replace_a_link_but_not_follow_it(
+    dubd: DaemonUnderTest, allowed: Path, tmp_path: Path
+) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (allowed / "link.wav").symlink_to(precious)
@@ -125,7 +131,7 @@ def test_no_output_file_and_a_relative_one(dubd: DaemonUnderTest) -> None:
 
 def test_a_voice_is_its_id_its_codes_and_its_text(dubd: DaemonUnderTest) -> None:
     """Tasks of one speaker_id with other codes or another text are other voices, each spoken as itself."""
-    job = generate({number: None for number in range(3)})
+    job = generate(dict.fromkeys(range(3)))
     for task, file, text in zip(job["tasks"], (0, 1, 0), ("a", "a", "b"), strict=True):
         task.update(speaker_id=0, npy_file=f"voice_{file}.npy", reference_text=text, target_text="The same.")
     manifest = dubd.run("voices", job)

@@ -112,7 +112,7 @@ CHANGES: dict[str, Change] = {
 
 
 def test_all_that_shapes_the_audio_counts(dubd: DaemonUnderTest) -> None:
-    """A line is another one with any of these changed; index, times, the speaker's id and the job's name don't matter."""
+    """A line is another one with any of these changed; index, times and names of speaker and job don't matter."""
     text = ["The very same line."]
     dubd.run("film", make_job(text))
     for name, change in CHANGES.items():
