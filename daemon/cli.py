@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from daemon.commands.invocation import Invocation, carry_out
 
@@ -204,6 +205,92 @@ def doctor(
 
     invocation = _invocation(context, config, overrides)
     carry_out(lambda: command.execute(invocation, as_json=as_json))
+
+
+class _SeveralValues(typer.core.TyperCommand):
+    """A command whose options may each be followed by several values: ``--exclude_filename_prefix a b`` is the same as
+    giving the option twice. It takes no arguments, so nothing else can be meant."""
+
+    def parse_args(self, context: typer.Context, arguments: list[str]) -> list[str]:  # type: ignore[override]
+        several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        current: str | None = None
+        for argument in arguments:
+            if argument.startswith("-"):
+                current = argument if argument in several else None
+            elif current is not None and spread[-1] != current:
+                spread.append(current)
+            spread.append(argument)
+        return super().parse_args(context, spread)
+
+
+@app.command(cls=_SeveralValues)
+def embeddings(
+    context: typer.Context,
+    utterances_dir: Annotated[
+        Path | None,
+        typer.Option("--utterances_dir", "--utterances-dir", metavar="DIR", help="Holds DATASET/SPEAKER/NAME.pkl."),
+    ] = None,
+    speakers_dir: Annotated[
+        Path | None,
+        typer.Option("--speakers_dir", "--speakers-dir", metavar="DIR", help="Gets DATASET/SPEAKER.pkl."),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num_processes", "--num-processes", metavar="N", help="As many as cores unless given."),
+    ] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option("--chunk_size", "--chunk-size", metavar="N", help="Speakers dealt at a time (10).")
+    ] = None,
+    min_utterances: Annotated[
+        int | None,
+        typer.Option("--min_utterances", "--min-utterances", metavar="N", help="Speakers with fewer are left out (1)."),
+    ] = None,
+    skip_existing: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip_existing/--no-skip_existing",
+            "--skip-existing/--no-skip-existing",
+            help="Leave speakers alone that have a whole result (yes).",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="pkl|npz", help="npz is the same without pickle.")
+    ] = None,
+    exclude_filename_prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude_filename_prefix", "--exclude-filename-prefix", metavar="P...", help="Leave out such files."
+        ),
+    ] = None,
+    exclude_filename_pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude_filename_pattern", "--exclude-filename-pattern", metavar="GLOB...", help="Leave out such files."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Compute one embedding for each speaker from those of its utterances. Needs no daemon.
+
+    Exit codes: 0 done, also when speakers failed; 1 nothing to do; 2 bad usage.
+    """
+    from daemon.commands import embeddings as command
+
+    invocation = _invocation(context, config, overrides)
+    asked = command.Asked(
+        utterances_dir=utterances_dir,
+        speakers_dir=speakers_dir,
+        num_processes=num_processes,
+        chunk_size=chunk_size,
+        min_utterances=min_utterances,
+        skip_existing=skip_existing,
+        format=form,
+        exclude_filename_prefix=tuple(exclude_filename_prefix or ()),
+        exclude_filename_pattern=tuple(exclude_filename_pattern or ()),
+    )
+    carry_out(lambda: command.execute(invocation, asked))
 
 
 # --- dubd bench ----------------------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ class Computation:
         self._dead_starts = 0
         self._draining = False
         self._paused = False
+        self._failure: str | None = None
         self.total: int | None = None
         """Speakers in the corpus, once they have been counted."""
 
@@ -156,20 +157,28 @@ class Computation:
         Raises:
             ComputationFailed: see there.
         """
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._list)
-                tasks.start_soon(self._count)
-                tasks.start_soon(self._watch)
-                while not (self._dealer.finished or (self._draining and not self._dealer.in_hand)):
-                    self._deal(tasks)
-                    await self._wake.wait()
-                    self._wake = anyio.Event()
-                for process in self._processes.values():
-                    process.transport.finish()
-                tasks.cancel_scope.cancel()
-        except* ComputationFailed as group:
-            raise group.exceptions[0] from None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._list)
+            tasks.start_soon(self._count)
+            tasks.start_soon(self._watch)
+            while not self._over:
+                self._deal(tasks)
+                await self._wake.wait()
+                self._wake = anyio.Event()
+            # Nothing is out any more: to end them at once loses nothing.
+            tasks.cancel_scope.cancel()
+        if self._failure is not None:
+            raise ComputationFailed(self._failure)
+
+    @property
+    def _over(self) -> bool:
+        if self._failure is not None or self._dealer.finished:
+            return True
+        return self._draining and not self._dealer.in_hand
+
+    def _fail(self, message: str) -> None:
+        self._failure = message
+        self._wake.set()
 
     def drain(self) -> None:
         """Deal no more; the run ends with what is out."""
@@ -193,7 +202,11 @@ class Computation:
             while self._dealer.room < LISTED_AT_ONCE:
                 self._room = anyio.Event()
                 await self._room.wait()
-            batch = await anyio.to_thread.run_sync(_next, wanted, LISTED_AT_ONCE, abandon_on_cancel=True)
+            try:
+                batch = await anyio.to_thread.run_sync(_next, wanted, LISTED_AT_ONCE, abandon_on_cancel=True)
+            except OSError as error:
+                self._fail(f"the folder of utterances can't be listed: {error.strerror or error}")
+                return
             for speaker in batch:
                 self._dealer.add(speaker)
             if len(batch) < LISTED_AT_ONCE:
@@ -204,9 +217,7 @@ class Computation:
 
     async def _count(self) -> None:
         """For people only: how much there is."""
-        self.total = await anyio.to_thread.run_sync(
-            _count, self._corpus.speakers(weigh=False), abandon_on_cancel=True
-        )
+        self.total = await anyio.to_thread.run_sync(_count, self._corpus.speakers(weigh=False), abandon_on_cancel=True)
 
     # --- processes ------------------------------------------------------------------------------------------
 
@@ -265,7 +276,7 @@ class Computation:
             self._dead_starts += 1
             if self._dead_starts >= DEAD_STARTS:
                 last = f": {process.lines[-1]}" if process.lines else ""
-                raise ComputationFailed(f"no process for embeddings can be started: {reason}{last}")
+                self._fail(f"no process for embeddings can be started: {reason}{last}")
         self._listener.note("warning", f"process {number} is gone: {reason}")
         for dealt in given_up:
             message = f"the process that computed it, and nothing else, is gone again: {reason}"
@@ -353,15 +364,7 @@ _RESULT_FIELDS: dict[str, type] = {
 
 
 def _next(speakers: Iterator[Speaker], count: int) -> list[Speaker]:
-    """In a thread.
-
-    Raises:
-        ComputationFailed: the corpus can't be listed.
-    """
-    try:
-        return list(islice(speakers, count))
-    except OSError as error:
-        raise ComputationFailed(f"the folder of utterances can't be listed: {error.strerror or error}") from error
+    return list(islice(speakers, count))
 
 
 def _count(speakers: Iterator[Speaker]) -> int | None:
