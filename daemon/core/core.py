@@ -15,6 +15,10 @@ else and is given nothing else. Any worker that holds nothing takes one; when th
 but not begun is not charged either, unless that happens again and again: after ``tries`` such deaths it becomes a
 suspect too, and from then on its deaths alone count, begun or not, since a segment that kills its worker before
 ``began`` would otherwise do so for ever.
+
+When the daemon itself dies, all suspects that were out alone are charged, for it can't be told which of them it was.
+Each of those is *accused*: from then on it is spoken with no other suspect out at any worker, so that the next death of
+the daemon charges the one to blame. A neighbour is thus charged once, at most, for a segment that kills the daemon.
 """
 
 from __future__ import annotations
@@ -130,6 +134,7 @@ class Core:
         self._suspects: LazyHeap[Segment] = LazyHeap()
         self._fresh: LazyHeap[Segment] = LazyHeap()
         self._alone_in_flight = 0
+        self._accused_in_flight = 0
         self._drained: int | None = None
         self._renewed: int | None = None
         self._paused = False
@@ -289,7 +294,8 @@ class Core:
                 self._end_dead(segment, "before the daemon was started again")
 
     def _segment(self, job: Job, spec: SegmentSpec) -> Segment:
-        return Segment(job, spec.position, spec.speaker, spec.cost, spec.attempts, spec.tries, spec.suspect)
+        accused = spec.suspect and spec.tries > 0
+        return Segment(job, spec.position, spec.speaker, spec.cost, spec.attempts, spec.tries, spec.suspect, accused)
 
     def _job_cancelled(self, event: JobCancelled) -> None:
         job = self._jobs.get(event.job)
@@ -516,7 +522,7 @@ class Core:
         segment.step("wait_alone")
         segment.job.alone[segment.position] = segment
         queue = self._fresh if segment.fresh and not segment.suspect else self._suspects
-        queue.set(segment, (-segment.job.priority,))
+        queue.set(segment, (-segment.job.priority, segment.accused))
 
     def _take_back(self, ticket: Ticket) -> None:
         """The ticket is answered, or its worker is gone."""
@@ -524,6 +530,7 @@ class Core:
         load.remove(ticket)
         del job.tickets[ticket.number]
         self._alone_in_flight -= ticket.alone
+        self._accused_in_flight -= ticket.alone and ticket.segment.accused
         self._supervisor.timers.discard(("segment", load.worker, ticket.number))
         if ticket.thief is not None:
             self._place(ticket.thief.worker)
@@ -656,7 +663,7 @@ class Core:
     def _dispatch_alone(self) -> None:
         """Those that need a fresh worker to an unused one, suspects to any that holds nothing; where there is none,
         one is renewed, or drained."""
-        while (segment := self._fresh.peek()) is not None and self._credits.unused:
+        while (segment := self._fresh.peek()) is not None and self._credits.unused and not self._accused_in_flight:
             self._fresh.discard(segment)
             self._send(segment, self._credits.loads[next(iter(self._credits.unused))], alone=True)
         if self._fresh and not self._renewing() and (quietest := self._credits.quietest.peek()) is not None:
@@ -677,10 +684,13 @@ class Core:
                     self._place(number)
 
     def _eligible_suspect(self) -> Segment | None:
-        """The first suspect, unless work of a higher priority waits."""
+        """The first suspect, unless work of a higher priority waits, or it and one that is out would be suspected of
+        the same death of the daemon."""
         segment = self._suspects.peek()
+        if segment is None or self._accused_in_flight or (segment.accused and self._alone_in_flight):
+            return None
         top = self._backlog.top_priority
-        return segment if segment is None or top is None or segment.job.priority >= top else None
+        return segment if top is None or segment.job.priority >= top else None
 
     def _empty(self) -> Load | None:
         """A worker that holds nothing and may be given a suspect."""
@@ -712,6 +722,7 @@ class Core:
         job.tickets[ticket.number] = ticket
         if alone:
             self._alone_in_flight += 1
+            self._accused_in_flight += segment.accused
             del job.alone[segment.position]
             self._backlog.charge(job, segment.cost)
         # A worker takes what it holds in turn, so each of the lookahead waits at most for one segment's time.
@@ -810,6 +821,7 @@ class Core:
         for load in self._credits.loads.values():
             self._require(load.expected == expected.get(load, 0), f"worker {load.worker} expects wrongly")
         self._require(alone == self._alone_in_flight, "the suspects in flight are miscounted")
+        self._require(not self._accused_in_flight or alone == 1, "another suspect is out beside an accused one")
         for number, worker in self._supervisor.workers.items():
             known = number in self._credits.loads
             self._require(known or worker.state != "ready", f"worker {number} is ready without a load")
@@ -820,7 +832,8 @@ class Core:
             return
         self._require(not self._backlog.waiting or not self._credits.free, "work waits beside a free worker")
         self._require(self._credits.idle() is None or not self._credits.crowded, "a worker idles beside a crowded one")
-        self._require(not self._fresh or not self._credits.unused, "work waits beside a fresh worker")
+        fresh_waits = self._fresh and self._credits.unused and not self._accused_in_flight
+        self._require(not fresh_waits, "work waits beside a fresh worker")
         if self._eligible_suspect() is not None:
             self._require(self._empty() is None, "a suspect waits beside an empty worker")
             served = self._alone_in_flight or self._drained is not None or not self._credits.quietest

@@ -145,6 +145,7 @@ SEGMENT_STEPS: Mapping[tuple[str, str], str] = {
 @dataclass(eq=False, slots=True)
 class Segment:
     """A segment that has not ended. ``unbegun_deaths``: how many workers died holding it before they began it.
+    ``accused``: it was out alone when an earlier life of the daemon died, perhaps beside others.
     ``fresh``: a worker of one slot ran out of memory over it, so it is spoken alone by a newly started worker.
     ``worker``: the one that holds it or held it last."""
 
@@ -155,6 +156,7 @@ class Segment:
     attempts: int = 0
     tries: int = 0
     suspect: bool = False
+    accused: bool = False
     fresh: bool = False
     unbegun_deaths: int = 0
     worker: int | None = None

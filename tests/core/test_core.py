@@ -212,6 +212,22 @@ def test_a_suspect_of_an_earlier_life_is_spoken_alone_or_fails_at_once() -> None
     assert [(d.position, d.alone, d.tries, d.attempt) for d in only(Dispatch, commands)] == [(1, True, 2, 3)]
 
 
+def test_what_was_out_alone_when_the_daemon_died_is_spoken_with_no_other_suspect_out() -> None:
+    """Several were charged for one death of the daemon; the next one has one culprit, so that neighbours are charged
+    once at most. Those that were not charged go first, side by side."""
+    desk = Desk()
+    desk.workers(3)
+    accused = [SegmentSpec(position, "x", 1, 2, 1, True) for position in (0, 1)]
+    fresh_suspects = [SegmentSpec(position, "x", 1, 1, 0, True) for position in (2, 3)]
+    first = only(Dispatch, desk.tell(JobArrived(0, "a", 0, (*accused, *fresh_suspects))))
+    assert [(d.position, d.alone) for d in first] == [(2, True), (3, True)]
+    assert only(Dispatch, desk.speak(first[0])) == []
+    (second,) = only(Dispatch, desk.speak(first[1]))
+    assert (second.position, second.tries) == (0, 2)
+    (third,) = only(Dispatch, desk.speak(second))
+    assert (third.position, third.tries) == (1, 2)
+
+
 def test_a_suspect_gives_way_to_a_higher_priority() -> None:
     """A higher priority goes strictly first, suspects included."""
     desk = Desk(PoolPolicy(lookahead=0))

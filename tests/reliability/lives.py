@@ -1,0 +1,157 @@
+"""Lives of a daemon: the real ``dubd run``, forked from a process that has its modules loaded, so that a life costs
+what the daemon does and not what Python does."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+PATIENCE_S = 30.0
+"""How long something that must come about may take; a success never does."""
+
+POLL_S = 0.004
+
+T = TypeVar("T")
+
+
+class NotSurvived(Exception):
+    """A promise was broken; the message says which."""
+
+
+def preload() -> None:
+    """Import what a daemon imports. Call it before the first life, in a process without threads."""
+    import daemon.cli
+    import daemon.commands.run
+    import daemon.service  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def hurry() -> None:
+    """Shorten the pauses after a failure, in this life only: they are for people, and nothing depends on them."""
+    from daemon import job_run, jobs, reception, recorder
+
+    recorder.RETRY_S = job_run.FIRST_RETRY_S = 0.02
+    jobs.SPACE_CHECK_S = reception.SPACE_CHECK_S = 0.02
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Settings by TABLE.KEY as a config.toml."""
+
+    def value(given: Any) -> str:
+        if isinstance(given, Mapping):
+            return "{" + ", ".join(f"{key} = {value(item)}" for key, item in given.items()) + "}"
+        return json.dumps(str(given) if isinstance(given, Path) else given)
+
+    return "".join(f"{key} = {value(given)}\n" for key, given in settings.items())
+
+
+class Life:
+    """One life of a daemon with this configuration. ``prepare`` is called in its process before anything else."""
+
+    def __init__(self, config: Path, log: Path, prepare: Callable[[], None] = lambda: None) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.log = log
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 99
+            try:
+                status = _live(config, log, prepare)
+            finally:
+                os._exit(status)
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it lives."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def wait(self) -> int:
+        """The exit status."""
+        return until(lambda: (self.poll() is not None and [self.status]) or None, "the daemon's end", self)[0] or 0
+
+    def until(self, look: Callable[[], T], what: str) -> T:
+        return until(look, what, self)
+
+    def end(self) -> None:
+        """SIGKILL, to what is left of its workers too."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.status = -signal.SIGKILL
+        # The group is the daemon's own, and stays reserved while a worker of it lives.
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            if not _group_lives(self.pid):
+                return
+            time.sleep(POLL_S)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether any process of the group is more than a zombie waiting for init."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == group and fields[0] not in "ZX":
+                    return True
+    return False
+
+
+def until(look: Callable[[], T], what: str, life: Life | None = None) -> T:
+    """What ``look`` gives, once that is true.
+
+    Raises:
+        NotSurvived: it did not come about.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise NotSurvived(f"{what} did not come about within {PATIENCE_S:g} s")
+        time.sleep(POLL_S)
+    return found
+
+
+def _live(config: Path, log: Path, prepare: Callable[[], None]) -> int:
+    """In the forked process: be the daemon."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for target, source in ((0, nothing), (1, output), (2, output)):
+        os.dup2(source, target)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    os.chdir(config.parent)
+    prepare()
+    sys.argv = ["dubd", "run", "--config", str(config)]
+    from daemon.cli import main
+
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    except BaseException:  # noqa: BLE001 - the forking process's own handlers must not see it
+        import traceback
+
+        traceback.print_exc()
+        return 98
+    return 0

@@ -1,0 +1,282 @@
+"""The crash matrix: every fault at every change that a daemon makes to its disk over one small job.
+
+For each scene a quiet run tells which points there are (see faulty_disk). Then each fault strikes at each point, in a
+real daemon over real files and a real worker; what is left is looked at, a daemon without faults is started over it,
+and what must be true is checked: one holder of the job, one state a segment, files that are what the manifest says,
+nothing spoken again that was finished. Points that only turn up after a fault (a second try, a clearing away) are added
+to the list, until nothing new fires.
+
+    python -m tests.reliability.matrix [--scene NAME] [--sample N] [--fault KIND 'POINT']
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon import files
+from tests.reliability.faulty_disk import KILLED, KINDS, Fault, FaultyDisk, Kind, applies
+from tests.reliability.lives import Life, NotSurvived, hurry, preload
+from tests.reliability.power import Ledger, cut
+from tests.reliability.scenes import SCENES, Scene, Stage
+from tests.reliability.table import Row
+
+LANES = 2
+MOST_ROUNDS = 3
+"""Points that turn up only after a fault at a point that turned up only after a fault: enough of that."""
+
+MOST_OF_ONE = 12
+"""Changes of one name (the n-th status.json, say) that are struck; later ones are no different."""
+
+
+@dataclass(frozen=True)
+class Case:
+    scene: str
+    fault: Fault | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``points`` that were met, in order; ``struck``: the fault's was; ``problem``: what did not hold, None if all
+    did."""
+
+    case: Case
+    points: tuple[str, ...]
+    struck: bool
+    problem: str | None
+
+
+class Lane:
+    """Runs one case after another on a stage of its own, in a process without threads."""
+
+    def __init__(self, base: Path, far: Path, number: int) -> None:
+        self._base = base / f"lane-{number}"
+        self._far = far / f"lane-{number}"
+        self._ready: set[str] = set()
+        preload()
+
+    def run(self, case: Case) -> Outcome:
+        scene = next(scene for scene in SCENES if scene.name == case.scene)
+        template = self._base / f"template-{scene.name}"
+        elsewhere = self._far / "elsewhere" if scene.elsewhere else None
+        stage = Stage(self._base / f"stage-{scene.name}", elsewhere)
+        if scene.name not in self._ready:
+            scene.prepare(stage)
+            stage.keep_as(template)
+            self._ready.add(scene.name)
+        stage.restore(template)
+        report = stage.folder / "report"
+        problem = None
+        try:
+            self._live_through(scene, stage, case.fault, report)
+        except NotSurvived as error:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever a check stumbles over is a finding
+            problem = f"{type(error).__name__}: {error}"
+        lines = report.read_text("utf-8").splitlines() if report.exists() else []
+        struck = any(line.startswith("! ") for line in lines)
+        if problem is not None:
+            log = stage.log.read_text("utf-8", "replace") if stage.log.exists() else ""
+            problem += "\n" + "\n".join(log.splitlines()[-12:])
+        return Outcome(case, tuple(line.removeprefix("! ") for line in lines), struck, problem)
+
+    def _live_through(self, scene: Scene, stage: Stage, fault: Fault | None, report: Path) -> None:
+        store = stage.folder / "store"
+
+        def prepare() -> None:
+            hurry()
+            ledger = Ledger(store, stage.roots.values())
+            files.disk = FaultyDisk(stage.roots, report, fault, ledger)
+
+        life = Life(stage.config, stage.log, prepare)
+        try:
+            life.until(lambda: life.poll() is not None or scene.is_over(stage), "the end of the job or of the daemon")
+            ended = life.poll()
+        finally:
+            life.end()
+        if ended is not None and ended != KILLED:
+            self._check_gave_up_early(stage, fault, ended)
+        killed = ended == KILLED
+        if fault is not None and killed and fault.kind in ("power", "half_power"):
+            for root in stage.roots.values():
+                cut(root, store, keep_names=fault.kind == "half_power")
+        told_before, finished = stage.texts_told(), stage.finished_texts()
+        self._check_held(stage)
+        if ended is not None:
+            second = Life(stage.config, stage.log, hurry)
+            try:
+                second.until(lambda: second.poll() is not None or scene.is_over(stage), "the end of the job")
+                if second.poll() is not None:
+                    raise NotSurvived(f"the daemon ended with {second.poll()} in its second life")
+            finally:
+                second.end()
+        scene.check(stage, struck=fault is not None)
+        told = stage.texts_told()
+        if again := set(told[len(told_before) :]) & finished:
+            raise NotSurvived(f"spoken again although it was finished: {sorted(again)}")
+        if ended is None and (twice := [text for text, count in Counter(told).items() if count > 1]):
+            raise NotSurvived(f"spoken twice in one life: {twice}")
+        stage.check_no_leftovers()
+        if ended is None and not scene.rejected:
+            for root in stage.roots.values():
+                cut(root, store, keep_names=False)
+            try:
+                stage.check_manifest(scene.lines)
+            except NotSurvived as error:
+                raise NotSurvived(f"after the manifest a power cut takes what it tells of: {error}") from error
+
+    @staticmethod
+    def _check_gave_up_early(stage: Stage, fault: Fault | None, status: int) -> None:
+        """A daemon may refuse to start on a disk that fails, with a clear word; it may not fall later."""
+        log = stage.log.read_text("utf-8", "replace")
+        if fault is None or fault.kind not in ("EIO", "ENOSPC") or '"event": "ready"' in log or "Traceback" in log:
+            raise NotSurvived(f"the daemon ended with {status}")
+
+    @staticmethod
+    def _check_held(stage: Stage) -> None:
+        """Somebody holds the job at every moment, and never two who would each do it."""
+        places = stage.places()
+        if not places:
+            raise NotSurvived("nobody holds the job after the crash")
+        if "inbox" in places and len(places) > 1:
+            raise NotSurvived(f"the job would be done twice: {places}")
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+_lane: Lane | None = None
+
+
+def _become_lane(base: Path, far: Path) -> None:
+    global _lane
+    _lane = Lane(base, far, os.getpid())
+
+
+def _run(case: Case) -> Outcome:
+    assert _lane is not None
+    return _lane.run(case)
+
+
+def folders() -> tuple[Path, Path]:
+    """Two temporary folders on two file systems if there are two; the first one in memory if that can be."""
+    memory = Path("/dev/shm")
+    far = Path(tempfile.mkdtemp(prefix="dubd-matrix-"))
+    near = Path(tempfile.mkdtemp(prefix="dubd-matrix-", dir=memory if os.access(memory, os.W_OK) else None))
+    return near, far
+
+
+def run_matrix(
+    scenes: Sequence[Scene] = SCENES,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    sample: int | None = None,
+    seed: int = 0,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
+) -> Iterator[Outcome]:
+    """Every fault at every point; only ``sample`` of them, chosen by ``seed``, if given."""
+    near, far = folders()
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(LANES, context, initializer=_become_lane, initargs=(near, far)) as lanes:
+            waiting = [Case(scene.name, None) for scene in scenes]
+            planned: set[Case] = set(waiting)
+            for _ in range(1 + MOST_ROUNDS):
+                found: list[Case] = []
+                for outcome in lanes.map(_run, waiting):
+                    tell(outcome)
+                    yield outcome
+                    for point in outcome.points:
+                        if int(point.rpartition("#")[2]) <= MOST_OF_ONE:
+                            cases = [
+                                Case(outcome.case.scene, Fault(kind, point)) for kind in kinds if applies(kind, point)
+                            ]
+                            found += [case for case in cases if case not in planned]
+                            planned.update(cases)
+                if sample is not None:
+                    if planned == set(waiting):
+                        return
+                    found = random.Random(seed).sample(found, min(sample, len(found)))
+                    sample = 0
+                waiting = found
+                if not waiting:
+                    return
+    finally:
+        shutil.rmtree(near, ignore_errors=True)
+        shutil.rmtree(far, ignore_errors=True)
+
+
+def rows(outcomes: Iterator[Outcome]) -> list[Row]:
+    """A row a fault, over all scenes."""
+    by_kind: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.problem is not None:
+            print(describe(outcome), file=sys.stderr, flush=True)
+        kind = "none" if outcome.case.fault is None else outcome.case.fault.kind
+        if outcome.struck or outcome.case.fault is None:
+            by_kind.setdefault(kind, []).append(outcome)
+    return [
+        Row(f"crash matrix: {WORDS[kind]}", len(group), sum(outcome.problem is None for outcome in group))
+        for kind, group in by_kind.items()
+    ]
+
+
+WORDS = {
+    "none": "quiet runs",
+    "kill": "killed before the change",
+    "torn": "killed in the middle of a change",
+    "EIO": "EIO",
+    "ENOSPC": "ENOSPC",
+    "power": "power cut, all unsynced lost",
+    "half_power": "power cut, names kept, contents lost",
+}
+
+
+def describe(outcome: Outcome) -> str:
+    case = outcome.case
+    what = "no fault" if case.fault is None else f"{case.fault.kind} at {case.fault.point!r}"
+    verdict = "survived" if outcome.problem is None else f"NOT SURVIVED: {outcome.problem}"
+    return f"{case.scene}: {what}: {verdict}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--scene", choices=[scene.name for scene in SCENES], action="append")
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, action="append")
+    parser.add_argument("--fault", nargs=2, metavar=("KIND", "POINT"))
+    parser.add_argument("--verbose", action="store_true")
+    arguments = parser.parse_args()
+    scenes = [scene for scene in SCENES if arguments.scene is None or scene.name in arguments.scene]
+    if arguments.fault is not None:
+        near, far = folders()
+        lane = Lane(near, far, 0)
+        outcome = lane.run(Case(scenes[0].name, Fault(*arguments.fault)))
+        print("\n".join(outcome.points), describe(outcome), f"struck: {outcome.struck}; {near}", sep="\n")
+        return outcome.problem is not None
+    done = rows(
+        run_matrix(
+            scenes,
+            kinds=arguments.kind or KINDS,
+            sample=arguments.sample,
+            seed=arguments.seed,
+            tell=lambda outcome: print(describe(outcome)) if arguments.verbose else None,
+        )
+    )
+    for row in done:
+        print(row)
+    return any(row.tries != row.survived for row in done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

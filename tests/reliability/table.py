@@ -1,0 +1,28 @@
+"""The table of what was tried: fault, tries, survived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, how often it was tried, how often every promise held. ``note``: what else is worth knowing."""
+
+    fault: str
+    tries: int
+    survived: int
+    note: str = ""
+
+    @property
+    def lost(self) -> int:
+        return self.tries - self.survived
+
+    def __str__(self) -> str:
+        return f"{self.fault:<58} {self.tries:>8,} {self.survived:>9,}  {self.note}".rstrip()
+
+
+def as_text(rows: Iterable[Row]) -> str:
+    """The whole table, for people."""
+    return "\n".join([f"{'fault':<58} {'tries':>8} {'survived':>9}", "-" * 77, *map(str, rows)])
