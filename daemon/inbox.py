@@ -91,6 +91,7 @@ class Inbox:
         self._observations: dict[str, Observation] = {}
         self._warned: set[str] = set()
         self.claimed = self._folder / CLAIMED / host_id
+        self._over = settings.paths.state / "over"
 
     def reload(self, settings: Settings) -> None:
         """New settle, grace and limits; the folder stays."""
@@ -247,10 +248,11 @@ class Inbox:
         self.forget(claim.token)
 
     def forget(self, token: str) -> None:
-        """Remove the traces of a claim whose job is over, durably: one that came back would be done again.
+        """Remove the traces of a claim whose job is over, durably: one that came back would be done again. Where the
+        share is away that holds them, it is remembered that they mean nothing any more.
 
         Raises:
-            OSError: the inbox can't be reached; call again later.
+            OSError: they can't be removed now; call again later.
         """
         folder = self.claimed / token
         try:
@@ -258,9 +260,11 @@ class Inbox:
                 files.discard(folder / name)
             files.remove_empty_folder(folder)
         except FileNotFoundError:
-            pass
-        with suppress(FileNotFoundError):
-            files.fsync_folder(self.claimed)
+            if not self.claimed.is_dir():
+                files.make_folder(self._over)
+                files.write_atomically(self._over / token, b"")
+                return
+        files.fsync_folder(self.claimed)
 
     def has_lost(self, claim: Claim) -> bool:
         """Whether the claimed file is gone while the inbox is there: somebody has taken it away."""
@@ -276,6 +280,10 @@ class Inbox:
         for token in tokens:
             try:
                 received = received_at(token)
+                if (self._over / token).exists():
+                    self.forget(token)
+                    files.remove(self._over / token)
+                    continue
                 # NFS leaves hidden files where one was removed that is still open.
                 names = sorted(name for name in os.listdir(self.claimed / token) if not name.startswith("."))
                 if not names:
@@ -399,7 +407,10 @@ def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str
     try:
         files.move(file, target)
     except FileNotFoundError:
-        pass  # taken away by its owner: the reasons are still owed
+        if not file.parent.parent.is_dir():  # the share is away
+            files.discard(error)
+            raise
+        # Else it was taken away by its owner: the reasons are still owed.
     except OSError as failure:
         if failure.errno not in (errno.EINVAL, errno.ENXIO, errno.ELOOP):
             files.discard(error)

@@ -102,7 +102,8 @@ class Jobs:
 
     def live_ids(self) -> dict[str, str]:
         """The job ids that are being worked on, by their folded form. Safe to call from a thread."""
-        return {folded: line[0].job_id for folded, line in list(self._lines.items()) if line}
+        # A line may become empty while we look.
+        return {folded: job.job_id for folded, line in list(self._lines.items()) for job in line[:1]}
 
     def line(self, job_id: str) -> list[LiveJob]:
         """The jobs of this id, whatever its case: the one that runs, then those that wait for it."""
@@ -148,6 +149,9 @@ class Jobs:
             del self._lines[folded]
         self.signs.wake()
         self.on_room()
+
+    def noted(self) -> None:
+        self.signs.wake()
 
     def finished(self, job: LiveJob) -> None:
         """Its manifest is out."""

@@ -15,6 +15,7 @@ from daemon import files
 from daemon import inbox as inboxes
 from daemon.config import Settings
 from daemon.core.job import Reason
+from daemon.core.job_id import fold_job_id
 from daemon.inbox import Inbox, Look, Ready, printable
 from daemon.intake import Rejection, accept, twin_rejection
 from daemon.jobs import SPACE_CHECK_S, Jobs, Signs
@@ -46,7 +47,10 @@ class Reception:
         self._wake = anyio.Event()
         self._admissions = anyio.CapacityLimiter(ADMISSIONS)
         self._rejecting = anyio.CapacityLimiter(1)
-        self._admitting = 0
+        self._admitting: set[str] = set()
+        """Tokens of claims that are being accepted or rejected."""
+        self._claims_of: tuple[int, int] | None = None
+        self._unmovable: set[str] = set()
         self._unknown_cancels: dict[str, float] = {}
         self._reachable = True
 
@@ -67,6 +71,8 @@ class Reception:
         folder = str(self.settings.paths.inbox)
         try:
             look = await anyio.to_thread.run_sync(self._inbox.look, time.monotonic(), abandon_on_cancel=True)
+            if self.open:
+                await self._take_up_claims()
             await self._act(look)
         except OSError as error:
             if self._reachable:
@@ -86,16 +92,41 @@ class Reception:
         return min(self.settings.inbox.scan_seconds, until_due)
 
     async def _act(self, look: Look) -> None:
+        now = time.monotonic()
         self._signs.inbox_waiting = look.waiting
+        self._unknown_cancels = {name: self._unknown_cancels.get(name, now) for name in look.cancels}
         for name in look.cancels:
             await self._obey_cancel(name)
         for item in look.ready:
-            full = len(self._jobs.runs) + self._admitting >= MAX_LIVE_JOBS
+            full = len(self._jobs.runs) + len(self._admitting) >= MAX_LIVE_JOBS
             if not self.open or self._signs.paused or (full and item.priority <= self._jobs.highest_priority()):
                 return
-            claim = await anyio.to_thread.run_sync(self._inbox.claim, item)
+            try:
+                claim = await anyio.to_thread.run_sync(self._inbox.claim, item)
+            except OSError as error:
+                if await anyio.to_thread.run_sync(self._inbox.identity) is None:
+                    raise
+                self._warn_of_unmovable(item.name, error)
+                continue
             if claim is not None:
                 self.admit(claim, item)
+
+    def _warn_of_unmovable(self, name: str, error: OSError) -> None:
+        """A file that can't be taken (not ours, in a folder with the sticky bit) is no reason to leave the others."""
+        if name not in self._unmovable and len(self._unmovable) < 1000:
+            self._unmovable.add(name)
+            log.error("a job file can't be taken out of the inbox", name=printable(name), error=str(error))
+
+    async def _take_up_claims(self) -> None:
+        """What was claimed and not accepted when an earlier life of the daemon ended, once for each inbox that we see:
+        the share may come back later than the daemon."""
+        identity = await anyio.to_thread.run_sync(self._inbox.identity)
+        if identity is None or identity == self._claims_of:
+            return
+        for claim in await anyio.to_thread.run_sync(self._inbox.claims):
+            if claim.token not in self._jobs.runs and claim.token not in self._admitting:
+                self.admit(claim)
+        self._claims_of = identity
 
     async def watch(self) -> None:
         """File system events wake the scan; when they fail or the folder is another one, the watch is made anew."""
@@ -124,7 +155,7 @@ class Reception:
 
     def admit(self, claim: Claim, item: Ready | None = None) -> None:
         """Accept or reject a claimed file, soon."""
-        self._admitting += 1
+        self._admitting.add(claim.token)
         self._tasks.start_soon(self._admit, claim, () if item is None else item.reasons)
 
     async def _admit(self, claim: Claim, reasons: Sequence[Reason]) -> None:
@@ -149,7 +180,7 @@ class Reception:
             else:
                 await self.reject(claim, result.reasons, result.job_id)
         finally:
-            self._admitting -= 1
+            self._admitting.discard(claim.token)
             self._wake.set()
 
     def _twin_of(self, job: LiveJob) -> str | None:
@@ -173,19 +204,28 @@ class Reception:
                 self._signs.warnings["accept"] = f"{name} can't be accepted yet: {error}"
                 self._signs.wake()
                 await anyio.sleep(SPACE_CHECK_S)
+            except Exception as error:
+                # A mistake of ours that this file has found must not end the daemon, now and at every start.
+                log.exception("a job file could not be understood", name=printable(claim.name))
+                message = f"the daemon stumbled over this file ({type(error).__name__}); its log tells more"
+                return Rejection((Reason("$", "internal_error", message),), None, incomplete=False)
             else:
                 self._signs.warnings.pop("accept", None)
                 return result
 
     async def _put_back(self, claim: Claim) -> bool:
         """Give a file back to the inbox if it has been written to since it settled."""
-        try:
+
+        def put_back() -> bool:
             touched = time.time() - claim.file.stat().st_mtime < self.settings.inbox.settle_seconds
             if touched:
-                await anyio.to_thread.run_sync(self._inbox.put_back, claim)
+                self._inbox.put_back(claim)
+            return touched
+
+        try:
+            return await anyio.to_thread.run_sync(put_back)
         except OSError:
             return False
-        return touched
 
     async def reject(self, claim: Claim, reasons: Sequence[Reason], job_id: str | None) -> None:
         """Put a claimed file into ``rejected`` with the reasons beside it, however long that takes."""
@@ -209,16 +249,16 @@ class Reception:
     async def _obey_cancel(self, name: str) -> None:
         line = self._jobs.line(name[: -len(".cancel")])
         if not line:
-            # Its job may be settling, or being taken, at this moment.
-            since = self._unknown_cancels.setdefault(name, time.monotonic())
+            # Its job may be settling, waiting for room, or being taken, at this moment.
             patience = self.settings.inbox.settle_seconds + self.settings.inbox.grace_seconds
-            if time.monotonic() - since < patience:
+            if time.monotonic() - self._unknown_cancels[name] < patience or self._admitting:
+                return
+            if fold_job_id(name[: -len(".cancel")]) in map(fold_job_id, self._inbox.known_ids()):
                 return
             log.warning("there is no such job to cancel", name=printable(name))
         for job in line:
             log.info("cancelling", job=job.job_id)
             self._jobs.runs[job.token].cancel()
-        self._unknown_cancels.pop(name, None)
         try:
             await anyio.to_thread.run_sync(self._inbox.remove_cancel, name)
         except OSError as error:

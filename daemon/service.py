@@ -30,7 +30,6 @@ from daemon.config import ConfigError, Settings
 from daemon.copied_references import clear_copies
 from daemon.core import events
 from daemon.core.core import Core
-from daemon.core.job import JobRejected
 from daemon.core.plan import BYTES_PER_GB, Plan, plan_workers
 from daemon.core.supervision import PoolPolicy
 from daemon.inbox import Inbox
@@ -161,23 +160,17 @@ class Daemon:
         """Take up what an earlier life of this daemon has left."""
         jobs = self.settings.paths.state / "jobs"
         files.remove_leftovers(jobs)
-        known = set()
         for folder in sorted(path for path in jobs.iterdir() if not path.name.startswith(".")):
             try:
                 job = await anyio.to_thread.run_sync(LiveJob.open, folder, WHATEVER_SIZE)
-            except (OSError, ValueError, LookupError, TypeError, JobRejected) as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not keep the others waiting
                 damaged = self.settings.paths.state / "damaged" / folder.name
                 log.error("an accepted job can't be read back; it is put aside", folder=str(damaged), error=repr(error))
                 files.make_folder(damaged.parent)
                 files.rename(folder, damaged)
                 continue
-            known.add(job.token)
             log.info("taking up job", job=job.job_id, waiting=len(job.waiting()), total=len(job.segments))
             self.jobs.enqueue(job)
-        with suppress(OSError):
-            for claim in await anyio.to_thread.run_sync(self._inbox.claims):
-                if claim.token not in known:
-                    self.reception.admit(claim)
 
     # --- workers and their plan -----------------------------------------------------------------------------
 

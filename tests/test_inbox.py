@@ -389,6 +389,38 @@ def test_claims_are_found_again(inbox: Inbox, folder: Path) -> None:
     assert not (inbox.claimed / empty).exists()
 
 
+def test_what_was_over_stays_over(inbox: Inbox, folder: Path, settings: Settings) -> None:
+    """A job whose inbox is away when it ends is not done again when the inbox comes back with its claim, in this life
+    of the daemon or the next."""
+    for name in ("a.json", "b.json"):
+        put(folder, name)
+    over, open_claim = taken(inbox, "a.json"), taken(inbox, "b.json")
+    folder.rename(folder.parent / "away")
+    folder.mkdir()
+    inbox.forget(over.token)
+    inbox.forget(over.token)
+    folder.rmdir()
+    (folder.parent / "away").rename(folder)
+    assert Inbox(settings, HOST).claims() == [open_claim]
+    assert not over.file.exists()
+    assert os.listdir(settings.paths.state / "over") == []
+
+
+def test_a_claim_that_was_taken_away(inbox: Inbox, folder: Path) -> None:
+    """Is told apart from an inbox that is away."""
+    put(folder, "film.json")
+    claim = taken(inbox, "film.json")
+    assert not inbox.has_lost(claim)
+    folder.rename(folder.parent / "away")
+    assert not inbox.has_lost(claim)
+    with pytest.raises(OSError):
+        reject(folder.parent / "rejected", claim.file, BAD, job_id=None, now=0.0)
+    assert os.listdir(folder.parent / "rejected") == []
+    (folder.parent / "away").rename(folder)
+    claim.file.unlink()
+    assert inbox.has_lost(claim)
+
+
 def test_forgetting_takes_what_others_put_there(inbox: Inbox, folder: Path) -> None:
     """A folder beside the claimed file keeps no job from its end."""
     put(folder, "film.json")
