@@ -78,12 +78,12 @@ def _table(figures: Sequence[Figure]) -> Table:
     table.add_column("unit")
     table.add_column("× stock", justify="right")
     for figure in figures:
-        ratio = "" if figure.ratio_to_stock is None else _digits(figure.ratio_to_stock)
-        table.add_row(plain(figure.name), _digits(figure.value), figure.unit, ratio)
+        ratio = "" if figure.ratio_to_stock is None else digits(figure.ratio_to_stock)
+        table.add_row(plain(figure.name), digits(figure.value), figure.unit, ratio)
     return table
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three digits that count; all of them before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -6,6 +6,7 @@ link to the package ``workers``: like a worker, it sees that package of ours alo
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -160,6 +161,10 @@ def run_module(settings: Settings, module: str, arguments: Sequence[str], *, dev
         alone.mkdir()
         (alone / "workers").symlink_to(Path(workers.protocol.__file__).resolve().parent, target_is_directory=True)
         said, complaints = Path(folder) / "said", Path(folder) / "complaints"
+        # What it leaves lying goes with the folder; what torch has compiled is worth keeping where it always is.
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        environment["TMPDIR"] = folder
         with said.open("wb") as out, complaints.open("wb") as err:
             try:
                 process = subprocess.Popen(

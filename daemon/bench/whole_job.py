@@ -58,6 +58,7 @@ class WholeJob:
             "engine.retries=0",
             f"pool.workers={workers}",
             "pool.replan_s=0",
+            "worker.segment_timeout_s=86400",  # a slow machine is to be measured, not to be given up
             "pool.idle_release_min=0",
             "service.status_seconds=0.1",
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from daemon.bench.figures import Figure, Tell, show, telling
+from daemon.bench.figures import Figure, Tell, digits, show, telling
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
 from daemon.commands.showing import plain
 
@@ -78,7 +78,7 @@ def overhead(
         figures: list[Figure] = []
         for figure in Overhead(folder, invocation, tell, repeats, sizes, counts, idle_seconds).measure():
             figures.append(figure)
-            tell(f"{figure.name}: {figure.value:.3g} {figure.unit}")
+            tell(f"{figure.name}: {digits(figure.value)} {figure.unit}")
     show(head, figures, as_json=as_json)
     return ExitCode.OK
 
