@@ -100,6 +100,20 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingsJob(Job):
+    """A job of the kind "speaker_embeddings": one embedding for each speaker below ``utterances_dir``, and no segments.
+    ``utterances_dir`` is as the job wrote it, relative to the inbox or absolute; None: as the configuration says."""
+
+    utterances_dir: str = ""
+    min_utterances: int | None = None
+    chunk_size: int | None = None
+    skip_existing: bool | None = None
+    format: Literal["pkl", "npz"] | None = None
+    exclude_filename_prefix: tuple[str, ...] | None = None
+    exclude_filename_pattern: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """Why a job can't be accepted: where (a JSON path such as ``$.segments[3].text``, ``$`` for the whole
     document), a stable code, and a sentence that says what is wrong and how to mend it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from daemon.core import localclip
+from daemon.core import embeddings_job, localclip
 from daemon.core.fields import Fields, describe, objects, spellings
 from daemon.core.job import Job, Limits, Reference, Segment, Speaker
 from daemon.core.job_id import fold_job_id, job_id_problem
@@ -19,6 +19,7 @@ from daemon.core.job_settings import (
     LARGEST_SEED,
     SETTINGS,
     check_count,
+    check_schema,
     read_path,
     read_reference_text,
     read_settings,
@@ -28,8 +29,6 @@ from daemon.core.json_document import BadNumber, read_json
 from daemon.core.reasons import Reasons, nearest, quoted
 
 __all__ = ["fold_job_id", "job_id_problem", "parse_job"]
-
-SCHEMA = 1
 
 _JOB = spellings({"schema": (), "kind": (), **SETTINGS, "speakers": (), "segments": ()})
 _SPEAKER = spellings({"id": ("speaker_id",), "references": ()})
@@ -47,7 +46,8 @@ _SEGMENT = spellings(
 
 
 def parse_job(document: bytes, *, stem: str, limits: Limits) -> Job:
-    """The job in a file called ``stem``.json: dubd's own form, or one of LocalClip's configs.
+    """The job in a file called ``stem``.json: dubd's own form, or one of LocalClip's configs. A job of the kind
+    "speaker_embeddings" comes as an ``EmbeddingsJob``.
 
     Raises:
         JobRejected: with every reason; ``incomplete`` when the document does not parse as JSON at all.
@@ -58,6 +58,8 @@ def parse_job(document: bytes, *, stem: str, limits: Limits) -> Job:
         if not isinstance(tree, BadNumber):  # which has its own reason already
             reasons.add("$", "wrong_type", f"a job must be an object, not {describe(tree)}")
         raise reasons.rejection()
+    if tree.get("kind") == embeddings_job.KIND:
+        return embeddings_job.read_embeddings_job(tree, stem=stem, reasons=reasons)
     if localclip.is_config(tree):
         return localclip.read_config(tree, stem=stem, limits=limits, reasons=reasons)
     return _read_job(tree, stem=stem, limits=limits, reasons=reasons)
@@ -84,14 +86,8 @@ def _read_job(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: Re
 
 def _check_form(job: Fields, reasons: Reasons) -> None:
     """Stop at a job of another schema or kind: its other fields can't be judged by this one's rules."""
-    schema = job.integer("schema", -(2**63), LARGEST_SEED)
-    if schema is not None and schema != SCHEMA:
-        job.refuse("schema", "schema_unsupported", f"this daemon reads schema {SCHEMA}, not {schema}")
-        raise reasons.rejection()
+    check_schema(job, reasons)
     kind = job.raw("kind")
-    if kind == "speaker_embeddings":
-        job.refuse("kind", "kind_unsupported", "this version of dubd does not compute speaker embeddings yet")
-        raise reasons.rejection()
     if kind is not None and kind != "dub":
         known = "'dub' or 'speaker_embeddings'"
         if not isinstance(kind, str):

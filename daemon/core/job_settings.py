@@ -11,8 +11,9 @@ from typing import Any
 from daemon.core.fields import Fields, spellings
 from daemon.core.job import Limits, Output, Parameters
 from daemon.core.job_id import job_id_problem
-from daemon.core.reasons import nearest, quoted
+from daemon.core.reasons import Reasons, nearest, quoted
 
+SCHEMA = 1
 LARGEST_SEED = 2**63 - 1
 LARGEST_INDEX = 2**31 - 1
 
@@ -54,17 +55,29 @@ def read_settings(job: Fields, *, stem: str) -> JobSettings:
     language = job.text("language", _LONGEST_LANGUAGE)
     if language is not None and not _LANGUAGE.match(language):
         job.refuse("language", "bad_language", f"{quoted(language)} is no language tag such as 'en' or 'pt-BR'")
-    priority = job.integer("priority", -100, 100)
+    priority = read_priority(job)
     return JobSettings(
-        job_id=_read_job_id(job, stem),
+        job_id=read_job_id(job, stem),
         language="en" if language is None else language,
-        priority=0 if priority is None else priority,
+        priority=priority,
         parameters=_read_parameters(job.inner("defaults", _PARAMETERS, "defaults")),
         output=_read_output(job.inner("output", _OUTPUT, "output")),
     )
 
 
-def _read_job_id(job: Fields, stem: str) -> str:
+def check_schema(job: Fields, reasons: Reasons) -> None:
+    """Stop at a job of another schema: its other fields can't be judged by this one's rules.
+
+    Raises:
+        JobRejected: it is one.
+    """
+    schema = job.integer("schema", -(2**63), LARGEST_SEED)
+    if schema is not None and schema != SCHEMA:
+        job.refuse("schema", "schema_unsupported", f"this daemon reads schema {SCHEMA}, not {schema}")
+        raise reasons.rejection()
+
+
+def read_job_id(job: Fields, stem: str) -> str:
     if job.given("job_id"):
         job_id = job.text("job_id", _LONGEST_PATH)
         if job_id is not None and (problem := job_id_problem(job_id)):
@@ -76,6 +89,10 @@ def _read_job_id(job: Fields, stem: str) -> str:
         message = f"the file's name {quoted(stem)} {problem}, so it can't name the job: set job_id, or rename the file"
         job.refuse("job_id", "bad_job_id", message)
     return job_id
+
+
+def read_priority(job: Fields) -> int:
+    return job.integer("priority", -100, 100) or 0
 
 
 def _read_parameters(given: Fields) -> Parameters:
