@@ -64,6 +64,9 @@ class JobHost(Protocol):
     def workers_of(self, job: LiveJob) -> list[dict[str, Any]]:
         """``workers`` of the job's progress.json."""
 
+    def noted(self) -> None:
+        """A job's note has changed: people should see it."""
+
     def finished(self, job: LiveJob) -> None:
         """The job's manifest is out."""
 
@@ -117,6 +120,12 @@ class JobRun:
                 self._jobs.pool.apply(events.JobCancelled(anyio.current_time(), self.job.token))
             self._changed.set()
 
+    def _note(self, note: str | None) -> None:
+        """What the job waits for, for people to see at once."""
+        if self.job.note != note:
+            self.job.note = note
+            self._jobs.noted()
+
     @property
     def finishing(self) -> bool:
         """Every segment has ended; what is left takes files alone."""
@@ -156,11 +165,11 @@ class JobRun:
         """The engine, once a worker has said which one it has; None when the job is cancelled before."""
         while self._jobs.pool.identity is None and not self.job.cancelled:
             trouble = self._jobs.engine_trouble()
-            self.job.note = f"waiting for the engine: {trouble}" if trouble else "waiting for the engine to load"
+            self._note(f"waiting for the engine: {trouble}" if trouble else "waiting for the engine to load")
             await self._write_progress(force=True)
             with anyio.move_on_after(1.0):
                 await self._jobs.engine_is_known.wait()
-        self.job.note = None
+        self._note(None)
         return self._jobs.pool.identity
 
     async def _start(self, engine: EngineIdentity | None) -> None:
@@ -359,13 +368,13 @@ class JobRun:
             except OSError as error:
                 if self.job.note is None or not self.job.note.startswith(what):
                     log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
-                self.job.note = f"{what} failed ({error.strerror or error}); trying again"
+                self._note(f"{what} failed ({error.strerror or error}); trying again")
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
                 if self.job.note is not None and self.job.note.startswith(what):
                     log.info("works again", step=what, job=self.job.job_id)
-                    self.job.note = None
+                    self._note(None)
                 return result
 
 

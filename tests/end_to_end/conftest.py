@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def wait_for(look: Callable[[], T], what: str) -> T:
+def wait_for(look: Callable[[], T | None], what: str) -> T:
     """What ``look`` gives, once that is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
@@ -172,7 +172,7 @@ class DaemonUnderTest:
 
         def up() -> bool:
             assert process.poll() is None, self.log.read_text()[-5000:]
-            return self.status()["pid"] == process.pid and self.status()["state"] == "running"
+            return (self.status()["pid"], self.status()["state"]) == (process.pid, "running")
 
         wait_for(up, "the daemon's start")
         if ready:

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from tests.core.test_job_parser import HOSTILE, JOBS
-from tests.end_to_end.conftest import DaemonUnderTest, make_job, recording, shared_daemon, wait_for
+from tests.end_to_end.conftest import DaemonUnderTest, make_job, read_json, recording, shared_daemon, wait_for
 
 LIMIT = 16 * 1024 * 1024
 
@@ -124,7 +124,7 @@ def test_a_file_name_that_is_not_utf_8(dubd: DaemonUnderTest) -> None:
     Path(os.fsdecode(bad)).write_bytes(json.dumps(make_job(["x"])).encode())
     assert dubd.manifest("named_inside")["status"] == "done"
     error = Path(os.fsdecode(os.fsencode(dubd.rejected) + b"/caf\xe9_bad.error.json"))
-    found = wait_for(lambda: error.exists() and json.loads(error.read_bytes()), "the rejection")
+    found = wait_for(lambda: read_json(error), "the rejection")
     assert [reason["code"] for reason in found["reasons"]] == ["bad_job_id"]
 
 

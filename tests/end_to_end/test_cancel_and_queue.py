@@ -121,7 +121,8 @@ def test_the_same_id_while_it_runs(dubd: DaemonUnderTest) -> None:
     for extra in ("Second", "Third"):
         dubd.drop("film", make_job(["Held {hold}", "Free.", extra]))
         wait_for(lambda: not (dubd.inbox / "film.json").exists(), "the taking")
-    rows = wait_for(lambda: len(dubd.status()["jobs"]) == 3 and dubd.status()["jobs"], "all three in the status")
+    wait_for(lambda: len(dubd.status()["jobs"]) == 3, "all three in the status")
+    rows = dubd.status()["jobs"]
     assert [row["state"] for row in rows] == ["running", "queued", "queued"]
     assert "earlier" in rows[1]["note"]
     assert not list((dubd.outbox / "film").glob("manifest*"))

@@ -12,8 +12,8 @@ import pytest
 from tests.end_to_end.conftest import DaemonUnderTest, Make, make_job, recording, wait_for
 
 
-def document(text: str = "Any line.", **more: object) -> bytes:
-    return json.dumps(make_job([text], **more)).encode()
+def document(text: str = "Any line.", **more: str) -> bytes:
+    return json.dumps(make_job([text]) | more).encode()
 
 
 def looks(dubd: DaemonUnderTest) -> int:

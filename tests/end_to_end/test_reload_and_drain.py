@@ -142,8 +142,9 @@ def test_sighup_follows_the_configuration(make: Make) -> None:
     manifest = dubd.manifest("film")
     dubd.check_manifest(manifest)
     assert manifest["status"] == "done" and set(dubd.told_texts().values()) == {1}
-    rows = wait_for(lambda: len(dubd.workers()) == 1 and dubd.workers(), "one worker")
-    assert (rows[0]["pid"], rows[0]["loads"], rows[0]["restarts"]) == (first, 1, 0)
+    wait_for(lambda: len(dubd.workers()) == 1, "one worker")
+    (row,) = dubd.workers()
+    assert (row["pid"], row["loads"], row["restarts"]) == (first, 1, 0)
 
 
 def test_a_bad_configuration_changes_nothing(make: Make) -> None:
