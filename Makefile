@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run test lint types ci format light full clean \
+.PHONY: help demo run bench test lint types ci format light full clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -51,6 +51,10 @@ demo: light ## speak the sample job with the draft engine, in a folder of its ow
 
 run: light ## the daemon in the foreground, with ./config.toml
 	@$(VENV)/bin/dubd run $(ARGS)
+
+# The daemon needs no model to be measured; the rest does, and torch.
+bench: $(if $(filter-out daemon,$(firstword $(ARGS))),full,light) ## measure the daemon, or: ARGS="decode", codec, load, job
+	@$(VENV)/bin/dubd bench $(or $(ARGS),daemon)
 
 # --- Checks --------------------------------------------------------------------------------------------------
 

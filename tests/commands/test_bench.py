@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from daemon.cli import app
 from tests.commands.conftest import PATIENCE_S, ROOT, wait_until
 
 TINY_DAEMON = ("daemon", "--segments", "12,18", "--workers", "1,2", "--idle-seconds", "0.1", "--repeats", "1")
@@ -66,6 +68,15 @@ def processes_in(folder: Path) -> list[str]:
         if any(str(folder) in word for word in words):
             found.append(" ".join(words))
     return found
+
+
+@pytest.mark.parametrize("measurement", ["decode", "codec", "load", "job", "daemon"])
+def test_every_measurement_has_help_and_the_common_options(measurement: str) -> None:
+    """--json and --repeats, and --config and --set as every command."""
+    result = CliRunner().invoke(app, ["bench", measurement, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for option in ("--json", "--repeats", "--config", "--set"):
+        assert option in result.output
 
 
 @pytest.mark.timeout(120)
