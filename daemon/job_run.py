@@ -147,10 +147,14 @@ class JobRun:
             if not job.taken:
                 job.taken, job.started_at = True, time.time()
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
-            await self._start(await self._know_engine())
-            await self._publish_until_all_ended()
+            await self._work()
             await self._finish()
         await self._remove_traces()
+
+    async def _work(self) -> None:
+        """All that lies between the folder in the outbox and the manifest."""
+        await self._start(await self._know_engine())
+        await self._publish_until_all_ended()
 
     async def _take(self) -> Path:
         return await anyio.to_thread.run_sync(
@@ -275,6 +279,12 @@ class JobRun:
         await self._insist("writing the manifest", self._write_manifest)
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
+        self._tell_end()
+        self._jobs.finished(job)
+
+    def _tell_end(self) -> None:
+        job = self.job
+        assert job.ended_at is not None
         if self._narration is not None:
             self._narration.ended()
         counts = job.counts()
@@ -287,16 +297,21 @@ class JobRun:
             wall_s=round(job.ended_at - (job.started_at or job.ended_at), 2),
             audio_s=round(job.audio_s(), 2),
         )
-        self._jobs.finished(job)
 
     async def _write_manifest(self) -> None:
         await anyio.to_thread.run_sync(
             outbox.write_json,
             self._folder / "manifest.json",
-            outbox.manifest(self.job),
+            self._manifest(),
             abandon_on_cancel=True,
             limiter=self._jobs.outbox_threads,
         )
+
+    def _manifest(self) -> dict[str, Any]:
+        return outbox.manifest(self.job)
+
+    def _progress(self) -> dict[str, Any]:
+        return outbox.progress(self.job, self._jobs.workers_of(self.job), time.time(), self.eta_s())
 
     async def _write_report(self) -> None:
         """The page for people. Nobody waits for it but they: what goes wrong with it holds up nothing."""
@@ -348,7 +363,7 @@ class JobRun:
             return
         self._behind = False
         self._last_progress = now
-        value = outbox.progress(self.job, self._jobs.workers_of(self.job), time.time(), self.eta_s())
+        value = self._progress()
         try:
             await anyio.to_thread.run_sync(
                 lambda: outbox.write_json(self._folder / "progress.json", value, durable=False),
