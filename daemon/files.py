@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,13 +101,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
     reader, but a power cut may bring back the old content (for files that are rewritten every second)."""
     temporary = temporary_name(path)
     try:
-        descriptor = create(temporary, mode)
-        try:
-            _write_all(descriptor, data)
-            if durable:
-                disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_file(temporary, data, durable=durable, mode=mode)
         disk.rename(temporary, path)
     except BaseException:
         _forget(temporary)
@@ -122,8 +117,8 @@ def write_new(path: Path, data: bytes) -> None:
         FileExistsError: ``path`` exists.
     """
     temporary = temporary_name(path)
-    write_atomically(temporary, data)
     try:
+        _write_file(temporary, data, durable=True, mode=FILE_MODE)
         rename_new(temporary, path)
     except BaseException:
         _forget(temporary)
@@ -334,11 +329,13 @@ def remove_leftovers(folder: Path) -> None:
             disk.remove_all(Path(entry.path))
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Clear away the half-written files that a crash has left in ``folder``. Others may keep files there, but no other
-    process may be writing there as we do."""
+def remove_temporary_files(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Clear away the half-written files that a crash has left in ``folder``, which may hold others' files too. Where
+    another daemon may be writing now, only those that are older than any writing takes."""
     for entry in _entries(folder):
-        if _OUR_TEMPORARY_NAME.fullmatch(entry.name):
+        if _OUR_TEMPORARY_NAME.fullmatch(entry.name) and (
+            not older_than_s or time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_s
+        ):
             _forget(Path(entry.path))
 
 
@@ -348,6 +345,16 @@ def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError:
         return []
+
+
+def _write_file(path: Path, data: bytes, *, durable: bool, mode: int) -> None:
+    descriptor = create(path, mode)
+    try:
+        _write_all(descriptor, data)
+        if durable:
+            disk.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -379,7 +379,7 @@ def read_document(path: Path, limits: Limits) -> bytes:
 def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float) -> Path:
     """Move a claimed file to ``rejected``, and write why beside it, as NAME.error.json; where that is. ``now``: Unix
     time. The reasons come first: they hold the name against other daemons, and a crash in between leaves no file
-    without them. A call that is made again after a crash finds its own.
+    without them. A call that is made again, after a crash or a failure, finds its own.
 
     Raises:
         OSError: it still lies where it was.
@@ -397,6 +397,8 @@ def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str
     data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
     for target, error in _free_names(rejected, file.name):
         if os.path.lexists(target):
+            if _claim_of(error) == claim and not os.path.lexists(file):
+                break  # only the sync is left to do
             continue
         try:
             files.write_new(error, data)

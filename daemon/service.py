@@ -50,6 +50,7 @@ log = structlog.get_logger("dubd")
 STATUS_TO_MANAGER_S = 10.0
 DEFAULT_REPLAN_S = 60.0
 CLEAR_COPIES_S = 3600.0
+OLD_LEFTOVERS_S = 3600.0
 LOCK_TRIES = 25
 LOCK_PAUSE_S = 0.02
 WITHOUT_GPU = ("draft", "silence")
@@ -317,9 +318,9 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
             # A share that is away must not keep the daemon from starting; it is waited for.
             with suppress(OSError):
                 files.make_folder(folder)
-        for folder in (paths.state, paths.status.parent):
+        for folder, age in ((paths.state, 0.0), (paths.status.parent, 0.0), (paths.rejected, OLD_LEFTOVERS_S)):
             with suppress(OSError):
-                files.remove_temporary_files(folder)
+                files.remove_temporary_files(folder, older_than_s=age)
         host_id = _host_id(paths.state)
         async with anyio.create_task_group() as tasks:
             await Daemon(settings, host_id, reload, tasks).run()
