@@ -116,20 +116,6 @@ def test_an_engine_that_does_not_exist(make: Make) -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["", "config.json", "of another model"])
-def test_a_checkpoint_that_is_none(make: Make, tmp_path: Path, content: str) -> None:
-    """A folder that is empty, half-copied or of another model: named in the reason, with the folder."""
-    pytest.importorskip("fish_speech")
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    if content:
-        (checkpoint / "config.json").write_text(
-            '{"model_type": "llama", "dim": 4096}' if "other" in content else '{"mod'
-        )
-    dubd = make(engine__name="fish", engine__options={}, engine__checkpoint=str(checkpoint), pool__workers=1)
-    waits_and_goes_on(dubd, str(checkpoint), engine__name="silence")
-
-
 def test_no_checkpoint_at_all(make: Make, tmp_path: Path) -> None:
     """The folder does not exist, or none was named: whichever module is missing here too, the daemon stays up."""
     dubd = make(engine__name="fish", engine__options={}, engine__checkpoint=str(tmp_path / "gone"), pool__workers=1)
