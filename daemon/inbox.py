@@ -25,7 +25,7 @@ import watchfiles
 
 from daemon import files
 from daemon.config import Settings
-from daemon.core.job import Job, JobRejected, Limits, Reason
+from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
 from daemon.live_job import Claim, new_token, received_at, stem_of
 
@@ -338,7 +338,9 @@ def printable(name: str) -> str:
 
 
 def reference_paths(job: Job) -> tuple[str, ...]:
-    """The paths that a job's speakers name, each once, in order."""
+    """The paths that a job's speakers name, each once, in order; the folder of a job of speaker embeddings."""
+    if isinstance(job, EmbeddingsJob):
+        return (job.utterances_dir,)
     return tuple(dict.fromkeys(reference.path for speaker in job.speakers for reference in speaker.references))
 
 

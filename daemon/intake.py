@@ -10,9 +10,11 @@ from pathlib import Path
 from daemon import files
 from daemon.config import Settings
 from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, derive_seed, segment_key
-from daemon.core.job import Job, JobRejected, Limits, Reason, Reference, Segment
+from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason, Reference, Segment
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_parser import parse_job
+from daemon.embeddings.corpus import CorpusRefused, open_corpus
+from daemon.embeddings.live_job import open_job
 from daemon.inbox import read_document
 from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder, stem_of
 from daemon.outbox import case_twin
@@ -66,13 +68,24 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     try:
         files.make_folder(staged / "references")
         voices, reasons = _snapshot(job, settings, staged / "references")
+        reasons += _check_corpus(job, settings)
         if reasons:
             return Rejection(tuple(reasons), job.job_id, incomplete=False)
         files.fsync_folder(staged / "references")
         folder = build_folder(jobs, claim.token, claim.name, document, voices, staged)
     finally:
         files.discard(staged)
-    return LiveJob.open(folder, WHATEVER_SIZE)
+    return open_job(folder, WHATEVER_SIZE)
+
+
+def _check_corpus(job: Job, settings: Settings) -> list[Reason]:
+    """Why the folder of a job of speaker embeddings can't be used."""
+    if isinstance(job, EmbeddingsJob):
+        try:
+            open_corpus(job.utterances_dir, settings).close()
+        except CorpusRefused as refused:
+            return [Reason("$.utterances_dir", refused.code, str(refused))]
+    return []
 
 
 def twin_rejection(job_id: str, twin: str) -> Rejection:

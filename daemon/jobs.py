@@ -27,6 +27,8 @@ from daemon.core.core import Core
 from daemon.core.job import Reason
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_settings import LARGEST_SEED
+from daemon.embeddings.job_run import EmbeddingsRun
+from daemon.embeddings.live_job import LiveEmbeddings
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
@@ -115,7 +117,8 @@ class Jobs:
     def enqueue(self, job: LiveJob) -> None:
         """Run an accepted job, after those of its job_id that came before."""
         line = self._lines.setdefault(fold_job_id(job.job_id), [])
-        self.runs[job.token] = JobRun(job, self)
+        run = EmbeddingsRun(job, self) if isinstance(job, LiveEmbeddings) else JobRun(job, self)
+        self.runs[job.token] = run
         self.signs.wake()
         if not line:
             line.append(job)

@@ -186,6 +186,11 @@ class LiveJob:
         return self.job.job_id
 
     @property
+    def arrival(self) -> str:
+        """What the log says when it has been accepted."""
+        return f"[Main] Total tasks: {len(self.segments)}"
+
+    @property
     def segments_folder(self) -> Path:
         return self.folder / "segments"
 

@@ -172,8 +172,7 @@ class Reception:
             if result is None:
                 log.warning("a job file was taken away while it was being accepted", name=name)
             elif isinstance(result, LiveJob):
-                line = f"[Main] Total tasks: {len(result.segments)}"
-                log.info(line, job=result.job_id, name=name)
+                log.info(result.arrival, job=result.job_id, name=name)
                 self._jobs.enqueue(result)
             elif result.incomplete and await self._put_back(claim):
                 log.info("a job file changed while it was taken; waiting for it", name=name)

@@ -32,10 +32,10 @@ from daemon.core import events
 from daemon.core.core import Core
 from daemon.core.plan import BYTES_PER_GB, Plan, plan_workers
 from daemon.core.supervision import PoolPolicy
+from daemon.embeddings.live_job import open_job
 from daemon.inbox import Inbox
 from daemon.intake import WHATEVER_SIZE
 from daemon.jobs import Jobs, Signs
-from daemon.live_job import LiveJob
 from daemon.logs import configure_logging
 from daemon.notify import Notifier, watchdog_interval
 from daemon.pool import Pool
@@ -163,7 +163,7 @@ class Daemon:
         files.remove_leftovers(jobs)
         for folder in sorted(path for path in jobs.iterdir() if not path.name.startswith(".")):
             try:
-                job = await anyio.to_thread.run_sync(LiveJob.open, folder, WHATEVER_SIZE)
+                job = await anyio.to_thread.run_sync(open_job, folder, WHATEVER_SIZE)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not keep the others waiting
                 damaged = self.settings.paths.state / "damaged" / folder.name
                 log.error("an accepted job can't be read back; it is put aside", folder=str(damaged), error=repr(error))
@@ -281,7 +281,8 @@ class Daemon:
 
     async def _clear_copies(self) -> None:
         while True:
-            await anyio.to_thread.run_sync(clear_copies, self.settings.paths.inbox, abandon_on_cancel=True)
+            paths = self.settings.paths
+            await anyio.to_thread.run_sync(clear_copies, paths.inbox, paths.outbox, abandon_on_cancel=True)
             await anyio.sleep(CLEAR_COPIES_S)
 
     # --- signs of life --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from daemon.config import Settings
 from daemon.core.dealing import Speaker
 from daemon.core.reasons import quoted
 from workers.protocol import Message
@@ -102,6 +103,15 @@ class Corpus:
             return 0
         finally:
             os.close(folder)
+
+
+def open_corpus(utterances_dir: str, settings: Settings) -> Corpus:
+    """The folder that a job names, relative to the inbox or absolute.
+
+    Raises:
+        CorpusRefused: see there.
+    """
+    return Corpus(settings.paths.inbox / utterances_dir, allowed_roots=tuple(settings.paths.allowed_roots))
 
 
 def _open(path: Path, allowed_roots: tuple[Path, ...] | None) -> int:
