@@ -358,7 +358,16 @@ def summary(job: Followed) -> list[str]:
             f"  The file is in {plain(job.awaited.rejected)}.",
         ]
     counts, timings = table(job.manifest, "counts"), table(job.manifest, "timings")
-    lines = [f"{name}: {plain(word(job.manifest, 'status'))}, {_counts_in_words(counts)}"]
+    embeddings = word(job.manifest, "kind") == "speaker_embeddings"
+    in_words = _speakers_in_words(counts) if embeddings else _counts_in_words(counts)
+    lines = [f"{name}: {plain(word(job.manifest, 'status'))}, {in_words}"]
+    if error := table(job.manifest, "error"):
+        lines.append(f"  {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
+    for speaker in rows(job.manifest, "speakers"):
+        if word(speaker, "status") == "failed":
+            error = table(speaker, "error")
+            who = f"{plain(word(speaker, 'dataset'))}/{plain(word(speaker, 'speaker'))}"
+            lines.append(f"  speaker {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
     audio_s, wall_s, xrt = (number(timings, key) for key in ("audio_s", "wall_s", "xrt"))
     if audio_s is not None:
         pace = f", {xrt:.1f} xRT" if xrt is not None else ""
@@ -370,6 +379,12 @@ def summary(job: Followed) -> list[str]:
             lines.append(f"  {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
     lines.append(f"  {plain(job.awaited.folder)}")
     return lines
+
+
+def _speakers_in_words(counts: Document) -> str:
+    parts = [f"{count(counts, 'ok')}/{count(counts, 'total')} speakers computed"]
+    parts += [f"{amount} {key}" for key in ("failed", "skipped", "cancelled") if (amount := count(counts, key))]
+    return ", ".join(parts)
 
 
 def _counts_in_words(counts: Document) -> str:

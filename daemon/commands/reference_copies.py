@@ -57,7 +57,25 @@ def place_references(
             except ValueError as error:
                 mistakes.append(Mistake(path, str(error)))
         holder[key] = placed[key, given]
-    return copies, mistakes
+    return copies, [*mistakes, *_place_corpus(document, folder, settings)]
+
+
+def _place_corpus(document: dict[str, Any], folder: Path, settings: Settings) -> list[Mistake]:
+    """The folder of a job of speaker embeddings is not copied: the job is made to name it by its absolute path."""
+    given = document.get("utterances_dir")
+    if document.get("kind") != "speaker_embeddings" or not isinstance(given, str) or "\0" in given:
+        return []
+    from daemon.embeddings.corpus import Corpus, CorpusRefused
+
+    corpus = folder / given
+    if not corpus.exists() and (settings.paths.inbox / given).exists():
+        corpus = settings.paths.inbox / given
+    try:
+        Corpus(corpus, allowed_roots=tuple(settings.paths.allowed_roots)).close()
+    except CorpusRefused as refused:
+        return [Mistake("$.utterances_dir", str(refused))]
+    document["utterances_dir"] = os.path.abspath(corpus)
+    return []
 
 
 def reference_places(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -179,7 +179,8 @@ def _drop_file(submission: Submission, inbox: Path, mode: int) -> tuple[Path, fl
 def _document_bytes(submission: Submission, name: str) -> bytes:
     """The job as it is dropped under ``name``: as it was written, unless something in it had to be changed."""
     renamed = name != f"{submission.file.stem}.json"
-    if not submission.copies and not renamed:
+    changed = bool(submission.copies) or submission.document != json.loads(submission.raw)
+    if not changed and not renamed:
         return submission.raw
     document = dict(submission.document)
     if renamed:
