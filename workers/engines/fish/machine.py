@@ -91,6 +91,17 @@ def bound_memory(on: torch.device, memory_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(fraction, on)
 
 
+def stream(on: torch.device) -> torch.cuda.Stream | None:
+    """The stream for decoding, which goes before the codec's; None on the CPU."""
+    return torch.cuda.Stream(on, priority=-1) if on.type == "cuda" else None
+
+
+def keep_compiled(cache: str) -> None:
+    """Keep compiled kernels with the other things that are kept between runs: a service has no home folder."""
+    if cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(cache, "triton"))
+
+
 def plan_memory(on: torch.device, memory_bytes: int, token_bytes: int, slots: int) -> MemoryPlan:
     """Slots and tokens for what is left when the models are loaded.
 

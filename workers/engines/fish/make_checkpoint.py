@@ -21,16 +21,16 @@ import torch
 TINY = {
     "n_layer": 3,
     "dim": 64,
-    "intermediate_size": 128,
+    "intermediate_size": 192,
     "n_head": 4,
     "n_local_heads": 2,
     "head_dim": 16,
     "n_fast_layer": 2,
-    "fast_dim": 48,
+    "fast_dim": 32,
     "fast_intermediate_size": 96,
     "fast_n_head": 4,
-    "fast_n_local_heads": 2,
-    "fast_head_dim": 12,
+    "fast_n_local_heads": 1,
+    "fast_head_dim": 16,
     "max_seq_len": 4096,
 }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.engines.fish import noise, sampler
 from workers.engines.fish.batch import Batch, Row, StepPlan
 from workers.engines.fish.decoder import Cache, State, Tables, prefill, step
+from workers.engines.fish.graphs import ROW_COUNTS, GraphedSteps
 from workers.engines.fish.prompt import Codes
 from workers.engines.fish.weights import Weights
 
@@ -23,6 +24,9 @@ PREFILL_TOKENS = 2048
 """Tokens of one prefill call, padding included: bounds its activations."""
 
 SHORTEST_LENGTH = 128
+
+ROOMY = 2048
+"""Positions that are enough for most rows: half a minute of references and a minute of speech."""
 
 
 @dataclass
@@ -96,13 +100,25 @@ class Rows:
         self._lengths = lengths(weights.shape.positions, steady=steady)
         self._capacities = capacities(weights.shape.positions)
         self._pending: _Pending | None = None
-        self._layout(slots, self._capacities[0])
+        # Steady rows run steps one length after the other, which nothing records.
+        recorded = weights.device.type == "cuda" and not steady
+        self._graphs = GraphedSteps(weights, self._tables) if recorded else None
+        self._layout(slots)
 
-    def _layout(self, slots: int, capacity: int) -> None:
-        self.batch = Batch(slots, self._lengths, steady=self.steady)
+    def _layout(self, slots: int) -> None:
+        self.batch = Batch(slots, self._lengths, ROW_COUNTS if self._graphs else (), steady=self.steady)
+        capacity = self._usual_capacity()
         self._state = State.empty(self.weights, slots, self._frames)
         self._cache = Cache(self.weights, self._rows_at(capacity), capacity)
         self._pending = None
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def _usual_capacity(self) -> int:
+        """What a row has at first. Where growing means recording steps anew, as much as the budget has for all of them,
+        up to what few rows outgrow."""
+        roomy = [size for size in self._capacities if size <= ROOMY and size * self.batch.slots <= self._token_budget]
+        return roomy[-1] if roomy and self._graphs is not None else self._capacities[0]
 
     @property
     def slots(self) -> int:
@@ -110,7 +126,7 @@ class Rows:
 
     def fitting(self, starts: Sequence[Start]) -> int:
         """How many of them, from the first on, can start now."""
-        capacity = self._cache.capacity if len(self.batch) else 0
+        capacity = self._cache.capacity if len(self.batch) else self._usual_capacity()
         for count, start in enumerate(starts):
             capacity = max(capacity, self._capacity_for(start.positions))
             if len(self.batch) + count + 1 > self._rows_at(capacity):
@@ -218,9 +234,13 @@ class Rows:
             self._state.move(source, target)
 
     def _run(self, plan: StepPlan) -> None:
+        length = min(plan.length, self._cache.capacity)
+        if self._graphs is not None:
+            # Padding must not reach beyond the cache, which has fewer rows than the batch where they are long.
+            self._graphs(self._cache, self._state, min(plan.rows, self._cache.slots), length)
+            return
         advancing = torch.zeros(plan.rows, dtype=torch.bool)
         advancing[[self.batch.slot(key) for key in plan.keys]] = True
-        length = min(plan.length, self._cache.capacity)
         step(self.weights, self._tables, self._cache, self._state, advancing.to(self.weights.device), length)
 
     def _ask(self) -> _Pending | None:
@@ -256,15 +276,19 @@ class Rows:
 
     def drop(self, key: int) -> None:
         """Forget a row."""
+        if self._pending is not None:
+            self._pending.slots.pop(key, None)  # it may start again under this name
         self._state.active[self.batch.leave(key)] = False
 
     def resize(self, slots: int) -> list[int]:
         """Another number of slots, everything in the batch forgotten; who was there."""
         keys = self.batch.clear()
         del self._cache, self._state
+        if self._graphs is not None:
+            self._graphs.forget()
         if self.weights.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._layout(slots, self._capacities[0])
+        self._layout(slots)
         return keys
 
     # --- the cache's size ------------------------------------------------------------------------------------
@@ -279,9 +303,8 @@ class Rows:
     def _reserve(self, positions: int, rows: int) -> None:
         """See to it that so many rows of so many positions can be held; an empty batch gives back what it does not
         need."""
-        capacity = self._capacity_for(positions)
-        if len(self.batch):
-            capacity = max(capacity, self._cache.capacity)
+        least = self._cache.capacity if len(self.batch) else self._usual_capacity()
+        capacity = max(self._capacity_for(positions), least)
         slots = self._rows_at(capacity)
         if slots < rows:
             raise ValueError(f"{rows} rows of {capacity} positions are over the budget of {self._token_budget}")
@@ -290,6 +313,8 @@ class Rows:
         self._move(self.batch.moves(close=True))
         if capacity < self._cache.capacity:
             self._state.position.zero_()
+        if self._graphs is not None:
+            self._graphs.forget()
         self._cache.resize(slots, capacity)
 
 

@@ -7,10 +7,10 @@ then share.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,50 @@ from torch.nn import functional
 from workers.engine import EngineError
 from workers.engines.fish.shape import ModelShape, TransformerShape
 
-Linear = Callable[[Tensor], Tensor]
-"""(…, in) -> (…, out)"""
-
 FILES = ("config.json", "model.pth", "tokenizer.tiktoken", "special_tokens.json", "codec.pth")
 
 HEAD_MULTIPLE = 8
 """The head's rows are padded to a multiple of this: matrix units want aligned rows, and the sampler wants at least one
 row to spare (see sampler.penalised_semantic)."""
+
+
+class Linear:
+    """``x @ weight.T + bias``: (…, in) -> (…, out).
+
+    On the CPU in bf16 the weight is laid out once for oneDNN, which would otherwise do it in each call: four times as
+    fast at one row. ``weight`` is None then, so that it is not held twice.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.bias = bias
+        packing = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _can_pack()
+        self._packed = _pack(weight) if packing else None
+        self.weight = None if packing else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return functional.linear(x, self.weight, self.bias)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return result
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return packed
+
+
+@functools.cache
+def _can_pack() -> bool:
+    """Whether this torch has oneDNN's layouts for bf16, and gets the same with them: the operators are not public."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    weight = torch.linspace(-1, 1, 64 * 32).reshape(64, 32).to(torch.bfloat16)
+    x = torch.ones(2, 32, dtype=torch.bfloat16)
+    try:
+        result = torch.ops.mkldnn._linear_pointwise(x, _pack(weight), None, "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(result, functional.linear(x, weight), rtol=0.02, atol=0.02)
 
 
 @dataclass(frozen=True)
@@ -281,39 +317,7 @@ class _Layout:
         return placed
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        return linear(weight, bias)
-
-
-def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """``x @ weight.T + bias``. On the CPU in bf16 the weight is laid out once for oneDNN, which would otherwise do it
-    in each call: four times as fast at one row."""
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-        packed = _packed(weight)
-        if packed is not None:
-
-            def apply_packed(x: Tensor) -> Tensor:
-                result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-                return result
-
-            return apply_packed
-
-    def apply(x: Tensor) -> Tensor:
-        return functional.linear(x, weight, bias)
-
-    return apply
-
-
-def _packed(weight: Tensor) -> Tensor | None:
-    """The weight in oneDNN's own layout, or None where this torch can't: the operators are not public."""
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        probe = weight.new_ones(1, weight.shape[1])
-        result = torch.ops.mkldnn._linear_pointwise(probe, packed, None, "none", [], "")
-        if torch.allclose(result, functional.linear(probe, weight), rtol=0.02, atol=0.02):
-            return packed
-    except (AttributeError, RuntimeError, TypeError):
-        pass
-    return None
+        return Linear(weight, bias)
 
 
 def rotation(positions: int, head_width: int, base: float) -> Tensor:
