@@ -75,18 +75,14 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
         OSError: the disk did not take it (full, failing); call again with the same deliveries later.
     """
     spoilt: list[Spoilt] = []
+    waiting = [delivery for delivery in deliveries if delivery.sha256 is None]
+    # A few at a time, since their contents are held until they are synced.
+    for start in range(0, len(waiting), files.SYNCS_AT_ONCE):
+        spoilt += _take_in(waiting[start : start + files.SYNCS_AT_ONCE])
     by_job: dict[str, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:
-        if delivery.sha256 is None:
-            try:
-                content = _checked_content(delivery)
-            except _Bad as bad:
-                files.discard(delivery.file)
-                spoilt.append(Spoilt(delivery, bad.code, str(bad)))
-                continue
-            _keep(delivery, content)
-            delivery.sha256 = hashlib.sha256(content).hexdigest()
-        by_job[delivery.job.token].append(delivery)
+        if delivery.sha256 is not None:
+            by_job[delivery.job.token].append(delivery)
     for group in by_job.values():
         fresh = [delivery for delivery in group if not delivery.recorded]
         if not fresh:
@@ -101,20 +97,34 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
     return spoilt
 
 
-def _keep(delivery: Delivery, content: bytes) -> None:
-    """Bring the file under its lasting name, synced."""
-    stored = delivery.job.stored_file(delivery.position)
-    if delivery.unsynced is None:
+def _take_in(deliveries: Sequence[Delivery]) -> list[Spoilt]:
+    """Check them, sync them together, and bring them under their lasting names; the ones that are not what they should
+    be."""
+    spoilt: list[Spoilt] = []
+    good: list[tuple[Delivery, bytes]] = []
+    for delivery in deliveries:
         try:
-            files.fsync_file(delivery.file)
-        except OSError:
-            delivery.unsynced = content
-            raise
-        files.rename(delivery.file, stored)
-    else:
-        files.write_atomically(stored, content)
-        files.discard(delivery.file)
-        delivery.unsynced = None
+            good.append((delivery, _checked_content(delivery)))
+        except _Bad as bad:
+            files.discard(delivery.file)
+            spoilt.append(Spoilt(delivery, bad.code, str(bad)))
+    unsynced = [(delivery, content) for delivery, content in good if delivery.unsynced is None]
+    errors = files.fsync_files([delivery.file for delivery, _ in unsynced])
+    failed = [error for error in errors if error is not None]
+    for (delivery, content), error in zip(unsynced, errors, strict=True):
+        delivery.unsynced = content if error is not None else None
+    if failed:
+        raise failed[0]
+    for delivery, content in good:
+        stored = delivery.job.stored_file(delivery.position)
+        if delivery.unsynced is None:
+            files.rename(delivery.file, stored)
+        else:
+            files.write_atomically(stored, content)
+            files.discard(delivery.file)
+            delivery.unsynced = None
+        delivery.sha256 = hashlib.sha256(content).hexdigest()
+    return spoilt
 
 
 def _as_segment(delivery: Delivery) -> LiveSegment:
