@@ -131,6 +131,30 @@ def cancel(
 
 
 @app.command()
+def redo(
+    context: typer.Context,
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="As 'dubd jobs' lists it.")],
+    segments: Annotated[
+        str, typer.Option("--segments", metavar="LIST", help="Which, by their index, such as 3,7-9; or: failed.")
+    ],
+    seed: Annotated[
+        str | None, typer.Option("--seed", metavar="SEED", help="new, or a number; the seed they had unless given.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with a progress bar.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Speak some segments of an ended job once more; all others stay what they are.
+
+    Exit codes: 0 all ok, 1 some segment failed, 2 rejected or bad usage, 3 no live daemon.
+    """
+    from daemon.commands import redo as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(lambda: command.execute(invocation, job_id, segments=segments, seed=seed, wait=wait))
+
+
+@app.command()
 def jobs(
     context: typer.Context,
     as_json: JsonOption = False,

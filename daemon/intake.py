@@ -13,11 +13,13 @@ from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, d
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason, Reference, Segment
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_parser import parse_job
+from daemon.core.redo import read_request
 from daemon.embeddings.corpus import CorpusRefused, open_corpus
 from daemon.embeddings.live_job import open_job
 from daemon.inbox import read_document
 from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder, stem_of
 from daemon.outbox import case_twin
+from daemon.redo import compose_redo, seed_of_next_take
 from daemon.references import ReferenceRefused, snapshot_reference
 
 MAX_REASONS = 200
@@ -52,6 +54,9 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     jobs = settings.paths.state / "jobs"
     try:
         document = read_document(claim.file, settings.limits)
+        request = read_request(document, stem=stem_of(claim.name), limits=settings.limits)
+        if request is not None:
+            document = compose_redo(request, settings)
         job = parse_job(document, stem=stem_of(claim.name), limits=settings.limits)
     except JobRejected as rejected:
         return Rejection(tuple(rejected.reasons), None, rejected.incomplete)
@@ -148,7 +153,7 @@ def give_keys(job: LiveJob, engine: EngineIdentity, options: dict[str, object]) 
             unseeded = _key(job, segment, content, None)
             seed = derive_seed(unseeded, occurrences.next(unseeded))
         if live.status == "waiting":
-            live.seed = seed
+            live.seed = seed = seed_of_next_take(job, live, seed)
             live.key = _key(job, segment, content, seed)
             if job.job.task == "speak" and not segment.sayable:
                 live.status = "skipped"

@@ -30,6 +30,7 @@ from daemon.live_job import EngineIdentity, LiveJob
 from daemon.narration import Narration
 from daemon.pool import Pool
 from daemon.recorder import Recorder
+from daemon.redo import look_back
 from daemon.report import job_report
 from daemon.reuse import Published, ReuseIndex
 from daemon.store import Delivery
@@ -181,6 +182,8 @@ class JobRun:
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
         while job.has_unpublished:
             await self._insist("publishing", self._publish)
+        if job.job.redo is not None:
+            await self._insist("looking back at the earlier takes", self._look_back)
         if engine is not None:
             await anyio.to_thread.run_sync(give_keys, job, engine, jobs.settings.engine.options)
             self._note_ignored(engine.ignored)
@@ -196,6 +199,11 @@ class JobRun:
         if job.cancelled:
             jobs.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
 
+    async def _look_back(self) -> None:
+        await anyio.to_thread.run_sync(
+            look_back, self._folder, self.job, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
+        )
+
     def _note_ignored(self, names: tuple[str, ...]) -> None:
         engine = self._jobs.settings.engine.name
         for name in names:
@@ -206,11 +214,11 @@ class JobRun:
     async def _reuse_known(self) -> None:
         """Copy what was spoken before, by content; a file that has changed since is spoken again."""
         job = self.job
-        wanted = {live.key: p for p, live in enumerate(job.segments) if live.status == "waiting" and live.key}
+        wanted = {live.key for live in job.segments if live.status == "waiting" and live.key and not live.again}
         known = await anyio.to_thread.run_sync(self._reuse.look_up, wanted)
         pending = 0
         for position, live in enumerate(job.segments):
-            published = known.get(live.key) if live.key and live.status == "waiting" else None
+            published = known.get(live.key) if live.key and live.status == "waiting" and not live.again else None
             if published is None:
                 continue
             delivery = await anyio.to_thread.run_sync(_copy_known, job, position, published)

@@ -21,7 +21,7 @@ from daemon.commands.reference_copies import (
     set_mode,
 )
 from daemon.commands.showing import plain, plural
-from daemon.copied_references import FOLDER, clear_copies
+from daemon.copied_references import FOLDER
 
 if TYPE_CHECKING:
     from daemon.config import Settings
@@ -67,7 +67,6 @@ def execute(invocation: Invocation, job_files: Sequence[Path], *, wait: bool) ->
             raise CommandFailed(mend, ExitCode.REJECTED) from error
         if not wait:
             print(f"{plain(dropped[-1].job_id)}: submitted. Its results: {plain(dropped[-1].folder)}", flush=True)
-    clear_copies(settings.paths.inbox)
     return follow(settings, dropped) if wait else ExitCode.OK
 
 

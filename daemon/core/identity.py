@@ -102,6 +102,13 @@ def derive_seed(key: str, occurrence: int) -> int:
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
 
+def next_seed(seed: int) -> int:
+    """Another seed from 0 to 2**31 - 1, always the same one after ``seed``: made as in ``derive_seed`` of ``dubd seed
+    after SEED``."""
+    digest = hashlib.sha256(f"dubd seed after {seed}".encode("ascii")).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
+
+
 class Occurrences:
     """Counts the lines of one job that have the same key; asked once a line, in ascending order of index."""
 

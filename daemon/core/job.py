@@ -80,6 +80,15 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Redo:
+    """Which segments of an ended job are spoken once more: their indexes, ascending. ``seed`` None: with the seed of
+    their last take; "new": with one that none of their takes had; or that very one for all."""
+
+    segments: tuple[int, ...]
+    seed: int | Literal["new"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What was asked. ``segments`` are in ascending order of index. ``task`` "encode": each segment
     stands for a speaker whose reference is to be turned into codes (LocalClip's encode config), its ``index`` the
@@ -97,6 +106,7 @@ class Job:
     task: Task = "speak"
     results: ResultsForm | None = None
     ignored: tuple[str, ...] = ()
+    redo: Redo | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ from daemon.core.job_settings import (
 )
 from daemon.core.json_document import BadNumber, read_json
 from daemon.core.reasons import Reasons, nearest, quoted
+from daemon.core.redo import read_redo, with_redo
 
 __all__ = ["fold_job_id", "job_id_problem", "parse_job"]
 
-_JOB = spellings({"schema": (), "kind": (), **SETTINGS, "speakers": (), "segments": ()})
+_JOB = spellings({"schema": (), "kind": (), "redo": (), **SETTINGS, "speakers": (), "segments": ()})
 _SPEAKER = spellings({"id": ("speaker_id",), "references": ()})
 _REFERENCE = spellings({"audio": (), "codes": (), "text": ()})
 _SEGMENT = spellings(
@@ -60,9 +61,9 @@ def parse_job(document: bytes, *, stem: str, limits: Limits) -> Job:
         raise reasons.rejection()
     if tree.get("kind") == embeddings_job.KIND:
         return embeddings_job.read_embeddings_job(tree, stem=stem, reasons=reasons)
-    if localclip.is_config(tree):
-        return localclip.read_config(tree, stem=stem, limits=limits, reasons=reasons)
-    return _read_job(tree, stem=stem, limits=limits, reasons=reasons)
+    redo = read_redo(tree, limits, reasons)
+    read = localclip.read_config if localclip.is_config(tree) else _read_job
+    return with_redo(read(tree, stem=stem, limits=limits, reasons=reasons), redo, reasons)
 
 
 def _read_job(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: Reasons) -> Job:

@@ -32,7 +32,7 @@ from daemon.core.job_settings import (
 from daemon.core.reasons import Reasons, member, nearest, quoted
 
 _MODES = ("generate", "encode")
-_CONFIG = spellings({"mode": (), **SETTINGS, "tasks": (), "speakers": ()})
+_CONFIG = spellings({"mode": (), "redo": (), **SETTINGS, "tasks": (), "speakers": ()})
 _TASK = spellings(
     {
         "segment_index": ("index",),

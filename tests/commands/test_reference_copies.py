@@ -105,17 +105,21 @@ def test_files_are_as_readable_as_the_inbox(place: Place, inbox: Path, tmp_path:
 
 
 def test_copies_that_no_job_names_are_cleared_away(place: Place, inbox: Path, tmp_path: Path) -> None:
-    """Not those of waiting and claimed jobs, nor fresh ones of somebody who is about to drop a job."""
+    """Not those of waiting and claimed jobs, of ended ones that may be redone, nor fresh ones of somebody who is about to
+    drop a job."""
     claimed = inbox / ".claimed" / "host" / "token"
     claimed.mkdir(parents=True)
     (inbox / FOLDER).mkdir()
+    ended = place.var / "outbox" / "ended"
+    ended.mkdir(parents=True)
     old = time.time() - 7200
-    for letter, where in (("a", inbox / "waiting.json"), ("b", claimed / "claimed.json"), ("c", None), ("d", None)):
+    jobs = {"a": inbox / "waiting.json", "b": claimed / "claimed.json", "c": None, "d": None, "e": ended / "job.json"}
+    for letter, where in jobs.items():
         copy = inbox / FOLDER / f"{letter * 64}.flac"
         copy.write_bytes(b"x")
         if letter != "d":
             os.utime(copy, (old, old))
         if where is not None:
             where.write_text(json.dumps({"audio": f"{FOLDER}/{copy.name}"}))
-    clear_copies(inbox)
-    assert sorted(name[0] for name in os.listdir(inbox / FOLDER)) == ["a", "b", "d"]
+    clear_copies(inbox, place.var / "outbox")
+    assert sorted(name[0] for name in os.listdir(inbox / FOLDER)) == ["a", "b", "d", "e"]

@@ -31,9 +31,11 @@
     return element;
   }
 
-  // Neighbours in the list of speakers differ the most: steps of the golden angle around the circle.
+  // Neighbours in the list of speakers differ the most: steps of the golden ratio around the circle of hues, but for
+  // reds and oranges, which mean that something is wrong.
   function colour(speaker, dark = isDark()) {
-    return `hsl(${Math.round((228 + speaker * 137.508) % 360)} ${dark ? "68% 68%" : "58% 48%"})`;
+    const hue = Math.round(72 + 255 * ((0.62 + speaker * 0.618034) % 1));
+    return `hsl(${hue} ${dark ? "62% 68%" : "56% 46%"})`;
   }
 
   function isDark() {
@@ -195,6 +197,7 @@
       class: "row", role: "row", "aria-rowindex": line + 1, "data-index": row.index, tabindex: row === (chosen.row ?? shown[0]) ? 0 : -1,
       "aria-selected": String(row === chosen.row), on: { click: (event) => { if (!event.target.closest("button, .wave")) select(row); } },
     });
+    element.style.top = `${line * rowHeight}px`;
     const at = row.start === null ? "" : page.clock(row.start);
     element.append(
       cell(make("button", { type: "button", class: "play", disabled: !row.sound, "aria-label": `Play ${name}`,
@@ -482,7 +485,7 @@
       make("p", { class: "now-text", dir: "auto", lang: job.language, text: row.text, tabindex: 0 }),
       make("p", { class: "now-facts" }, ...facts.map((one) => make("span", {}, one))));
     if (row.status === "failed") {
-      text.append(make("p", { class: "now-why", text: `${row.code}: ${row.message} ${job.advice[row.code] ?? ""}` }));
+      text.append(make("p", { class: "now-why", text: `${row.code}: ${row.message}.`.replace(/([.!?])\.$/, "$1") }, make("br"), job.advice[row.code] ?? ""));
     }
     if (row.history) text.append(takes(row));
     find("now").replaceChildren(
@@ -778,7 +781,13 @@
   find("zoom-in").addEventListener("click", () => setZoom(zoom * 2));
   find("zoom-out").addEventListener("click", () => setZoom(zoom / 2));
   find("zoom-fit").addEventListener("click", () => setZoom(1));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { clearList(); drawList(); drawTimeline(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    voiceButtons.forEach((button, speaker) => paint(button.firstChild, speaker));
+    clearList();
+    drawList();
+    drawTimeline();
+    showPlaying();
+  });
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("paper");
     printing = true;

@@ -1,0 +1,121 @@
+"""``dubd redo``: speaks some segments of an ended job once more; all others stay what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.commands import liveness
+from daemon.commands.following import Awaited, awaited, follow
+from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
+from daemon.commands.reading import count, read_document, rows, word
+from daemon.commands.reference_copies import readable_as, set_mode
+from daemon.commands.showing import nearest, plain, plural
+
+if TYPE_CHECKING:
+    from daemon.config import Settings
+    from daemon.core.job import Job
+    from daemon.core.redo import RedoRequest
+
+FAILED = "failed"
+"""In place of numbers: the segments that the manifest calls failed."""
+
+
+def execute(invocation: Invocation, job_id: str, *, segments: str, seed: str | None, wait: bool) -> int:
+    settings = invocation.settings()
+    request, job, document = prepare(settings, job_id, segments, seed)
+    liveness.require(settings, purpose="Nothing is redone.")
+    dropped = drop(settings, request, job, document)
+    if wait:
+        return follow(settings, [dropped])
+    amount = plural(len(request.redo.segments), "segment")
+    print(f"{plain(job_id)}: {amount} to be spoken again. The results: {plain(dropped.folder)}", flush=True)
+    return ExitCode.OK
+
+
+def prepare(settings: Settings, job_id: str, segments: str, seed: str | None) -> tuple[RedoRequest, Job, bytes]:
+    """The request, and the job that the daemon will make of it, as data and as a document.
+
+    Raises:
+        CommandFailed: with every reason why that can't be.
+    """
+    from daemon.core.job import JobRejected, Redo
+    from daemon.core.job_parser import parse_job
+    from daemon.core.redo import RedoRequest, compose, parse_indexes
+
+    folder = settings.paths.outbox / job_id
+    try:
+        asked = (folder / "job.json").read_bytes()
+    except (OSError, ValueError) as error:
+        known = [path.parent.name for path in settings.paths.outbox.glob("*/job.json")]
+        message = f"there is no job {plain(job_id)} in {settings.paths.outbox}.{nearest(job_id, known)}"
+        raise CommandFailed(message, ExitCode.REJECTED) from error
+    try:
+        indexes = _failed(folder) if segments == FAILED else parse_indexes(segments, settings.limits.segments)
+        request = RedoRequest(job_id, Redo(indexes, _seed(seed)))
+        document = compose(asked, request)
+        job = parse_job(document, stem=job_id, limits=settings.limits)
+    except ValueError as error:
+        raise CommandFailed(str(error), ExitCode.REJECTED) from error
+    except JobRejected as rejection:
+        lines = [f"  {plain(reason.path)}: {plain(reason.message)}" for reason in rejection.reasons]
+        raise CommandFailed("\n".join([f"{plain(job_id)} can't be redone:", *lines]), ExitCode.REJECTED) from rejection
+    _check_references(settings, job)
+    return request, job, document
+
+
+def _failed(folder: Path) -> tuple[int, ...]:
+    found = [row for row in rows(read_document(folder / "manifest.json"), "segments") if word(row, "status") == FAILED]
+    if not found:
+        raise ValueError(f"no segment is called failed in {folder / 'manifest.json'}")
+    return tuple(sorted(count(row, "index") for row in found))
+
+
+def _seed(seed: str | None) -> int | None:
+    if seed is None or seed == "new":
+        return seed  # type: ignore[return-value]  # "new" is one of the two words that Redo knows
+    if not seed.isascii() or not seed.isdecimal():
+        raise ValueError(f"--seed is 'new' or a whole number from 0, not {plain(seed)}")
+    return int(seed)
+
+
+def _check_references(settings: Settings, job: Job) -> None:
+    from daemon.inbox import reference_paths
+
+    if missing := [path for path in reference_paths(job) if not (settings.paths.inbox / path).exists()]:
+        lines = [f"  {plain(path)}" for path in missing]
+        message = "the recordings of its speakers are needed again, and these are gone:"
+        raise CommandFailed("\n".join([message, *lines]), ExitCode.REJECTED)
+
+
+def drop(settings: Settings, request: RedoRequest, job: Job, document: bytes) -> Awaited:
+    """Put the request into the inbox, whole or not at all.
+
+    Raises:
+        OSError: the inbox can't be written.
+    """
+    from daemon import files
+
+    inbox = settings.paths.inbox
+    redo = {"segments": list(request.redo.segments), "seed": request.redo.seed}
+    body = {"schema": 1, "kind": "redo", "job_id": request.job_id, **redo}
+    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    before = awaited(settings, job)
+    temporary = files.temporary_name(inbox / "job.json")
+    mode = readable_as(inbox)
+    try:
+        files.write_atomically(temporary, data, mode=mode)
+        set_mode(temporary, mode)
+        dropped_at = temporary.stat().st_mtime
+        for number in range(1, 1000):
+            name = f"{request.job_id}.redo.json" if number == 1 else f"{request.job_id}.redo-{number}.json"
+            try:
+                files.rename_new(temporary, inbox / name)
+            except FileExistsError:
+                continue
+            files.fsync_folder(inbox)
+            return before.dropped_as(inbox / name, dropped_at, json.loads(document))
+    finally:
+        files.remove(temporary)
+    raise CommandFailed(f"{inbox} is full of requests to redo {plain(request.job_id)}", ExitCode.REJECTED)
