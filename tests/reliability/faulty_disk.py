@@ -73,7 +73,7 @@ class FaultyDisk(files.Disk):
     def __init__(
         self, roots: dict[str, Path], report: Path, fault: Fault | None = None, ledger: Ledger | None = None
     ) -> None:
-        self._roots = sorted(((str(root), name) for name, root in roots.items()), reverse=True)
+        self._roots = roots
         self._report = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._fault = fault
         self._ledger = ledger
@@ -144,7 +144,7 @@ class FaultyDisk(files.Disk):
 
     def _do(self, operation: str, path: Path, change: Callable[[], T], half: Callable[[], None] | None = None) -> T:
         with self._lock:
-            name = f"{operation} {self._general(path)}"
+            name = f"{operation} {general(path, self._roots)}"
             self._met[name] += 1
             point = f"{name} #{self._met[name]}"
             fault = self._fault
@@ -162,18 +162,20 @@ class FaultyDisk(files.Disk):
             number = errno.EIO if fault.kind == "EIO" else errno.ENOSPC
             raise OSError(number, os.strerror(number), str(path))
 
-    def _general(self, path: Path) -> str:
-        text = str(path)
-        for root, name in self._roots:
-            if text == root or text.startswith(root + "/"):
-                text = name + text[len(root) :]
-                break
-        for pattern, general in _NAMES:
-            text = pattern.sub(general, text)
-        return text
-
     def _say(self, line: str) -> None:
         os.write(self._report, line.encode() + b"\n")
+
+
+def general(path: Path, roots: dict[str, Path]) -> str:
+    """The path without what differs between runs. ``roots`` by their names; none lies in another."""
+    text = str(path)
+    for name, root in roots.items():
+        if text == str(root) or text.startswith(f"{root}/"):
+            text = name + text[len(str(root)) :]
+            break
+    for pattern, word in _NAMES:
+        text = pattern.sub(word, text)
+    return text
 
 
 def _path_of(descriptor: int) -> Path:

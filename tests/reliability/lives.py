@@ -41,7 +41,8 @@ def hurry() -> None:
     from daemon import job_run, jobs, reception, recorder
 
     recorder.RETRY_S = job_run.FIRST_RETRY_S = 0.02
-    jobs.SPACE_CHECK_S = reception.SPACE_CHECK_S = 0.02
+    for module in (jobs, reception):
+        vars(module)["SPACE_CHECK_S"] = 0.02
 
 
 def toml(settings: Mapping[str, Any]) -> str:
@@ -81,10 +82,12 @@ class Life:
 
     def wait(self) -> int:
         """The exit status."""
-        return until(lambda: (self.poll() is not None and [self.status]) or None, "the daemon's end", self)[0] or 0
+        self.until(lambda: self.poll() is not None, "the daemon's end")
+        assert self.status is not None
+        return self.status
 
     def until(self, look: Callable[[], T], what: str) -> T:
-        return until(look, what, self)
+        return until(look, what)
 
     def end(self) -> None:
         """SIGKILL, to what is left of its workers too."""
@@ -116,7 +119,7 @@ def _group_lives(group: int) -> bool:
     return False
 
 
-def until(look: Callable[[], T], what: str, life: Life | None = None) -> T:
+def until(look: Callable[[], T], what: str) -> T:
     """What ``look`` gives, once that is true.
 
     Raises:

@@ -111,7 +111,7 @@ class Lane:
             for root in stage.roots.values():
                 cut(root, store, keep_names=fault.kind == "half_power")
         told_before, finished = stage.texts_told(), stage.finished_texts()
-        self._check_held(stage)
+        check_held(stage)
         if ended is not None:
             second = Life(stage.config, stage.log, hurry)
             try:
@@ -120,7 +120,7 @@ class Lane:
                     raise NotSurvived(f"the daemon ended with {second.poll()} in its second life")
             finally:
                 second.end()
-        scene.check(stage, struck=fault is not None)
+        scene.check(stage)
         told = stage.texts_told()
         if again := set(told[len(told_before) :]) & finished:
             raise NotSurvived(f"spoken again although it was finished: {sorted(again)}")
@@ -142,14 +142,18 @@ class Lane:
         if fault is None or fault.kind not in ("EIO", "ENOSPC") or '"event": "ready"' in log or "Traceback" in log:
             raise NotSurvived(f"the daemon ended with {status}")
 
-    @staticmethod
-    def _check_held(stage: Stage) -> None:
-        """Somebody holds the job at every moment, and never two who would each do it."""
-        places = stage.places()
-        if not places:
-            raise NotSurvived("nobody holds the job after the crash")
-        if "inbox" in places and len(places) > 1:
-            raise NotSurvived(f"the job would be done twice: {places}")
+
+def check_held(stage: Stage) -> None:
+    """Somebody holds the job at every moment, and never two who would each do it.
+
+    Raises:
+        NotSurvived: it is not so.
+    """
+    places = stage.places()
+    if not places:
+        raise NotSurvived("nobody holds the job after the crash")
+    if "inbox" in places and len(places) > 1:
+        raise NotSurvived(f"the job would be done twice: {places}")
 
 
 # --- all of it ----------------------------------------------------------------------------------------------

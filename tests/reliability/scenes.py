@@ -204,8 +204,12 @@ class Scene:
         place = "rejected" if self.rejected else "outbox"
         return stage.places() == [place] and stage.clear_of_work()
 
-    def check(self, stage: Stage, *, struck: bool) -> None:
-        """What holds once the job is over. ``struck``: a crash may have left temporary files."""
+    def check(self, stage: Stage) -> None:
+        """What holds once the job is over.
+
+        Raises:
+            NotSurvived: it does not.
+        """
         if stage.places() != ["rejected" if self.rejected else "outbox"]:
             raise NotSurvived(f"the job is held by {stage.places()}")
         if self.rejected:

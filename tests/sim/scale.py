@@ -18,6 +18,9 @@ SEGMENTS_A_JOB = 10_000
 SPEAKERS_A_JOB = 40
 SLOTS = 8
 
+FLAT = 2.0
+"""The last events may cost so many times what the first ones do: memory grows colder, but nothing grows with n."""
+
 
 @dataclass(frozen=True)
 class ScaleReport:

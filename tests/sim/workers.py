@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from daemon.core.events import Dispatch
@@ -40,7 +42,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Delivered:
+    """``honest``: there is a file."""
+
     ticket: int
+    honest: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Surroundings(Protocol):
     faults: Faults
     random: random.Random
 
-    def later(self, seconds: float, action: object) -> None: ...
+    def later(self, seconds: float, action: Callable[[], None]) -> None: ...
 
     def tell(self, worker: WorkerProcess, message: Message) -> None:
         """Put a message on the worker's pipe; messages of one worker arrive in order."""
@@ -92,7 +97,7 @@ class Surroundings(Protocol):
 
     def odds(self, chance: float) -> bool: ...
 
-    def killed_alone(self, dispatch: Dispatch) -> None: ...
+    def killed_alone(self, dispatch: Dispatch, *, begun: bool) -> None: ...
 
     def poisoned(self) -> None: ...
 
@@ -138,7 +143,7 @@ class WorkerProcess:
             dispatch = self.queue.popleft()
             self.running[dispatch.ticket] = dispatch
             self.around.tell(self, Begun(dispatch.ticket))
-            self.around.later(self.around.seconds(dispatch), lambda dispatch=dispatch: self._finish(dispatch))
+            self.around.later(self.around.seconds(dispatch), partial(self._finish, dispatch))
 
     def _finish(self, dispatch: Dispatch) -> None:
         around, faults = self.around, self.around.faults
@@ -169,11 +174,16 @@ class WorkerProcess:
         else:
             around.tell(self, Delivered(ticket))
         if around.odds(faults.lie):
-            for lie in (Delivered(ticket), Begun(ticket + 1_000_000), Failed(ticket, "late"), Cancelled(ticket, False)):
+            for lie in (
+                Delivered(ticket, False),
+                Begun(ticket + 1_000_000),
+                Failed(ticket, "late"),
+                Cancelled(ticket, False),
+            ):
                 around.tell(self, lie)
             around.tell(self, Ready(self.slots + 7))
             if self.queue and around.random.random() < 0.5:
-                around.tell(self, Delivered(self.queue[0].ticket))  # spoken, it says, and never began
+                around.tell(self, Delivered(self.queue[0].ticket, False))
                 self.queue.popleft()
         self.fill()
 
@@ -195,7 +205,7 @@ class WorkerProcess:
         if not self.alive:
             return
         self.alive = False
-        for dispatch in self.running.values():
+        for dispatch in [*self.running.values(), *self.queue]:
             if dispatch.alone:
-                self.around.killed_alone(dispatch)
+                self.around.killed_alone(dispatch, begun=dispatch.ticket in self.running)
         self.around.tell(self, Gone(reason))

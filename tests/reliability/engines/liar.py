@@ -111,7 +111,7 @@ class Liar:
     def lie(self, message: dict[str, Any], began: dict[str, Any], spoken: dict[str, Any]) -> None:
         dice, ticket = self._dice, message["ticket"]
         stranger = dice.choice((0, -1, ticket + 1, ticket + 10**6, 2**70))
-        strange = dice.choice((None, True, "1", 1.5, [], {}, -1, 2**70, 1e300))
+        strange: object = dice.choice((None, True, "1", 1.5, [], {}, -1, 2**70, 1e300))
         match dice.randrange(16):
             case 0:  # for a ticket that was not given
                 self.say(began, {**spoken, "ticket": stranger}, spoken)
