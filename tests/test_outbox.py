@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon import outbox
+from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core.job import Limits
 from daemon.core.job_id import fold_job_id
@@ -58,7 +58,7 @@ def test_an_earlier_manifest_moves_aside(settings: Settings, job: LiveJob) -> No
     (folder / "segment_0000.wav").write_bytes(b"earlier")
     (folder / "manifest.1.json").write_bytes(b"1")
     (folder / "manifest.json").write_bytes(b"2")
-    (folder / ".left.part").write_bytes(b"of a crash")
+    files.temporary_name(folder / "job.json").write_bytes(b"of a crash")
     take(settings.paths.outbox, job)
     assert sorted(os.listdir(folder)) == ["job.json", "manifest.1.json", "manifest.2.json", "segment_0000.wav"]
     assert (folder / "manifest.2.json").read_bytes() == b"2"
