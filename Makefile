@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci format light full clean \
+.PHONY: help demo run bench test lint types ci reliability format light full clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -73,6 +73,9 @@ types: full ## mypy, strict
 	@$(VENV)/bin/mypy
 
 ci: lint types test ## all of them
+
+reliability: light ## attack every promise of docs/reliability.md, to a table (ARGS="--only wire", ARGS=--short)
+	@$(IN_VENV) -m tests.reliability $(ARGS)
 
 format: light ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix --exit-zero .

@@ -98,10 +98,13 @@ class Lane:
             ledger = Ledger(store, stage.roots.values())
             files.disk = FaultyDisk(stage.roots, report, fault, ledger)
 
+        told_earlier, finished_earlier = stage.texts_told(), stage.finished_texts()
         life = Life(stage.config, stage.log, prepare)
         try:
             life.until(lambda: life.poll() is not None or scene.is_over(stage), "the end of the job or of the daemon")
             ended = life.poll()
+            if ended is None:
+                life.until(lambda: not stage.leftovers(), "the end of temporary files")
         finally:
             life.end()
         if ended is not None and ended != KILLED:
@@ -111,6 +114,8 @@ class Lane:
             for root in stage.roots.values():
                 cut(root, store, keep_names=fault.kind == "half_power")
         told_before, finished = stage.texts_told(), stage.finished_texts()
+        if again := set(told_before[len(told_earlier) :]) & finished_earlier:
+            raise NotSurvived(f"spoken again although an earlier life had finished it: {sorted(again)}")
         check_held(stage)
         if ended is not None:
             second = Life(stage.config, stage.log, hurry)
@@ -118,15 +123,16 @@ class Lane:
                 second.until(lambda: second.poll() is not None or scene.is_over(stage), "the end of the job")
                 if second.poll() is not None:
                     raise NotSurvived(f"the daemon ended with {second.poll()} in its second life")
+                second.until(lambda: not stage.leftovers(), "the end of temporary files")
             finally:
                 second.end()
         scene.check(stage)
         told = stage.texts_told()
         if again := set(told[len(told_before) :]) & finished:
             raise NotSurvived(f"spoken again although it was finished: {sorted(again)}")
-        if ended is None and (twice := [text for text, count in Counter(told).items() if count > 1]):
+        here = Counter(told[len(told_earlier) :])
+        if ended is None and (twice := [text for text, count in here.items() if count > 1]):
             raise NotSurvived(f"spoken twice in one life: {twice}")
-        stage.check_no_leftovers()
         if ended is None and not scene.rejected:
             for root in stage.roots.values():
                 cut(root, store, keep_names=False)

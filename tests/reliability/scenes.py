@@ -7,14 +7,16 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import soundfile
 
+from daemon import files
 from daemon.journal import read_journal
+from tests.reliability.faulty_disk import KILLED, Fault, FaultyDisk
 from tests.reliability.lives import Life, NotSurvived, toml
 
 ENGINES = Path(__file__).parent / "engines"
@@ -160,12 +162,10 @@ class Stage:
                 if hashlib.sha256(content).hexdigest() != segment["sha256"]:
                     raise NotSurvived(f"{segment['file']} is not what the manifest says ({len(content)} bytes)")
 
-    def check_no_leftovers(self) -> None:
-        """Raises NotSurvived: something half made lies where others look, or among the jobs."""
+    def leftovers(self) -> list[Path]:
+        """What is half made, where others look or among the jobs. A living daemon is rid of it at once."""
         folders = (self.root, self.root / "state", self.jobs, self.outbox, self.outbox / "scene")
-        seen = [path for folder in folders for path in folder.glob(".*")]
-        if seen:
-            raise NotSurvived(f"left over: {[str(path.relative_to(self.folder.parent)) for path in seen]}")
+        return [path for folder in folders for path in folder.glob(".*")]
 
 
 def _texts(manifest: Mapping[str, Any]) -> set[str]:
@@ -175,7 +175,8 @@ def _texts(manifest: Mapping[str, Any]) -> set[str]:
 @dataclass(frozen=True)
 class Scene:
     """A job in a daemon's world. ``before``: a job that an earlier life has finished; ``elsewhere``: the outbox lies on
-    another file system; ``rejected``: it is no good job."""
+    another file system; ``rejected``: it is no good job; ``killed_at``: the point at which an earlier life was killed
+    over this very job."""
 
     name: str
     document: dict[str, Any]
@@ -183,12 +184,12 @@ class Scene:
     before: dict[str, Any] | None = None
     elsewhere: bool = False
     rejected: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
+    killed_at: str | None = None
 
     def prepare(self, stage: Stage) -> None:
         """Make the stage as it is when the life under test begins. Runs a daemon when there was an earlier life."""
         stage.clear()
-        stage.make(self.settings)
+        stage.make({})
         if self.before is not None:
             drop(stage, self.before)
             life = Life(stage.config, stage.log)
@@ -199,6 +200,22 @@ class Scene:
             (stage.folder / "again").touch()
             stage.told.unlink()
         drop(stage, self.document)
+        if self.killed_at is not None:
+            self._kill_earlier(stage, Fault("kill", self.killed_at))
+
+    def _kill_earlier(self, stage: Stage, fault: Fault) -> None:
+        report = stage.folder / "earlier-report"
+
+        def prepare() -> None:
+            files.disk = FaultyDisk(stage.roots, report, fault)
+
+        life = Life(stage.config, stage.log, prepare)
+        try:
+            if life.wait() != KILLED:
+                raise NotSurvived(f"there is no {fault.point!r} for {self.name}")
+        finally:
+            life.end()
+        stage.log.unlink()
 
     def is_over(self, stage: Stage) -> bool:
         place = "rejected" if self.rejected else "outbox"
@@ -290,7 +307,10 @@ AGAIN = Scene(
 """A job that was there before, with one line more: known lines are copied, the earlier manifest moves aside, the outbox
 lies on another file system, and the results are wanted in other places too."""
 
+RESUMED = Scene("resumed", dub(*LINES), LINES, killed_at="rename var/outbox/scene/segment_0000.wav #1")
+"""A job that an earlier life had begun, with segments that are finished and not published."""
+
 REJECTED = Scene("rejected", {**dub("x"), "speakers": []}, rejected=True)
 """A job that is none."""
 
-SCENES = (FRESH, AGAIN, REJECTED)
+SCENES = (FRESH, RESUMED, AGAIN, REJECTED)
