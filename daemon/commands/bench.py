@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -74,9 +75,24 @@ def overhead(
         if invocation.config_file is None:
             defaults = folder / "config.toml"
             defaults.touch()
+            for name in [name for name in os.environ if name.startswith("FISH_")]:
+                del os.environ[name]
             invocation = replace(invocation, config_file=defaults)
         figures: list[Figure] = []
         for figure in Overhead(folder, invocation, tell, repeats, sizes, counts, idle_seconds).measure():
+            figures.append(figure)
+            tell(f"{figure.name}: {digits(figure.value)} {figure.unit}")
+    show(head, figures, as_json=as_json)
+    return ExitCode.OK
+
+
+def embeddings(*, repeats: int, processes: int, as_json: bool) -> int:
+    """Speaker embeddings on made corpora."""
+    from daemon.bench.embeddings import Embeddings
+
+    with _workplace(as_json) as (head, folder, tell):
+        figures: list[Figure] = []
+        for figure in Embeddings(folder, tell, repeats, processes).measure():
             figures.append(figure)
             tell(f"{figure.name}: {digits(figure.value)} {figure.unit}")
     show(head, figures, as_json=as_json)
