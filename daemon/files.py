@@ -43,6 +43,7 @@ SYNCS_AT_ONCE = 16
 _OUR_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]+-[0-9a-f]{12}\.part")
 
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_LINKS = _NOT_SUPPORTED | {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,6 +76,9 @@ class Disk:
         if result != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)
@@ -211,6 +215,37 @@ def move(source: Path, target: Path) -> None:
     # Two file systems keep no order between them: the copy must be there before the original goes.
     fsync_folder(target.parent)
     disk.unlink(source)
+
+
+def place_new(source: Path, target: Path) -> bool:
+    """Have ``source`` under ``target`` as well, never replacing anything: by a link where the file system has them,
+    else by a copy. False when another file has that name; True too when an earlier call has done it. The caller syncs
+    ``target``'s folder.
+
+    Raises:
+        FileNotFoundError: ``source`` is gone.
+        OSError: EINVAL or ELOOP, it is no regular file and can't be copied; or anything failed on the way.
+    """
+    try:
+        disk.link(source, target)
+    except FileExistsError:
+        return _same_file(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return True
+    temporary = temporary_name(target)
+    sha256 = copy(source, temporary)
+    try:
+        rename_new(temporary, target)
+    except FileExistsError:
+        _forget(temporary)
+        return _holds(target, sha256)
+    except BaseException:
+        _forget(temporary)
+        raise
+    return True
 
 
 def copy(source: Path, target: Path) -> str:
@@ -356,6 +391,21 @@ def remove_temporary_files(folder: Path, *, older_than_s: float = 0.0) -> None:
             not older_than_s or time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_s
         ):
             _forget(Path(entry.path))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:

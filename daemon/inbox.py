@@ -380,8 +380,8 @@ def read_document(path: Path, limits: Limits) -> bytes:
 
 def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float) -> Path:
     """Move a claimed file to ``rejected``, and write why beside it, as NAME.error.json; where that is. ``now``: Unix
-    time. The reasons come first: they hold the name against other daemons, and a crash in between leaves no file
-    without them. A call that is made again, after a crash or a failure, finds its own.
+    time. The reasons are the last to appear, so that whoever sees them finds the file. The claimed file stays until
+    they are there: a call that is made again, after a crash or a failure, finds its own and goes on.
 
     Raises:
         OSError: it still lies where it was.
@@ -398,30 +398,42 @@ def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str
     }
     data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
     for target, error in _free_names(rejected, file.name):
-        if os.path.lexists(target):
-            if _claim_of(error) == claim and not os.path.lexists(file):
-                break  # only the sync is left to do
+        if os.path.lexists(error):
+            if _claim_of(error) == claim:
+                break
+            continue
+        placed = _place_rejected(file, target)
+        if placed is False:
             continue
         try:
             files.write_new(error, data)
-        except FileExistsError:
-            if _claim_of(error) != claim:
-                continue
+        except FileExistsError:  # another daemon's, of the same name, at this moment
+            if placed:
+                files.remove(target)
+            continue
+        except BaseException:
+            if placed:
+                files.discard(target)
+            raise
         break
+    files.fsync_folder(rejected)
+    files.remove(file)
+    return error
+
+
+def _place_rejected(file: Path, target: Path) -> bool | None:
+    """Whether the file has got its name among the rejected ones; None when there is nothing to be put there."""
     try:
-        files.move(file, target)
+        return files.place_new(file, target)
     except FileNotFoundError:
         if not file.parent.parent.is_dir():  # the share is away
-            files.discard(error)
             raise
-        # Else it was taken away by its owner: the reasons are still owed.
+        # Taken away by its owner: the reasons are still owed.
     except OSError as failure:
         if failure.errno not in (errno.EINVAL, errno.ENXIO, errno.ELOOP):
-            files.discard(error)
             raise
-        files.remove(file)  # a link or FIFO can't be carried to another file system, and holds nothing of its own
-    files.fsync_folder(rejected)
-    return error
+        # A link or FIFO can't be carried to another file system, and holds nothing of its own.
+    return None if not os.path.lexists(target) else False
 
 
 def _free_names(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
+from daemon import files
 from daemon import inbox as inboxes
 from daemon.config import Settings
 from daemon.core.job import JobRejected, Limits, Reason
@@ -546,12 +547,26 @@ def test_names_as_long_as_they_can_be(tmp_path: Path) -> None:
 
 
 def test_a_rejection_that_was_interrupted_is_finished(tmp_path: Path) -> None:
-    """After a crash between the reasons and the file, the same call ends with one pair, not two."""
+    """After a crash before the reasons, or before the claimed file is removed, the same call ends with one pair."""
     rejected, file = tmp_path / "rejected", claimed(tmp_path, "a.json")
+    rejected.mkdir()
+    os.link(file, rejected / "a.json")
     reject(rejected, file, BAD, job_id=None, now=0.0)
-    (rejected / "a.json").rename(file)
+    os.link(rejected / "a.json", file)
     reject(rejected, file, BAD, job_id=None, now=0.0)
     assert sorted(os.listdir(rejected)) == ["a.error.json", "a.json"]
+    assert not file.exists()
+
+
+def test_the_reasons_appear_last(tmp_path: Path) -> None:
+    """Whoever waits for them finds the file beside them."""
+    rejected, file = tmp_path / "rejected", claimed(tmp_path, "a.json")
+    rejected.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_new", lambda path, data: found.append(os.listdir(rejected)))
+        found: list[list[str]] = []
+        reject(rejected, file, BAD, job_id=None, now=0.0)
+    assert "a.json" in found[0]
 
 
 def test_a_file_that_was_taken_away_is_told_of(tmp_path: Path) -> None:
