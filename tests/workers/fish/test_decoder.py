@@ -358,3 +358,28 @@ def test_rows_that_outgrow_the_budget_start_again_and_say_the_same(weights: Weig
     assert cramped.weights is weights
     for key in range(3):
         assert np.array_equal(ended[key].codes, roomy[key].codes)
+
+
+def test_prompts_of_very_different_lengths_start_together(weights: Weights) -> None:
+    """A long prompt that ends near the cache's edge and a long text after a short prompt are read in one go."""
+    generator = np.random.default_rng(7)
+    sizes = [(500, 5), (20, 90), (3, 1)]
+    starts = [
+        Start(
+            key,
+            Prompt(random_tokens(generator, weights, prefix, spoken=False)),
+            random_tokens(generator, weights, suffix, spoken=False),
+            key,
+            6,
+            0.7,
+            0.7,
+            1.2,
+            mask_end=True,
+        )
+        for key, (prefix, suffix) in enumerate(sizes)
+    ]
+    together = run_rows(Rows(weights, 3, 1 << 16, 64), starts)
+    for start in starts:
+        start.prompt.kept = None
+        alone = run_rows(Rows(weights, 1, 1 << 16, 64), [start])
+        assert np.array_equal(together[start.key].codes, alone[start.key].codes)

@@ -174,7 +174,7 @@ def test_checks_can_be_left_out_and_the_end_masked(load: Any, voices: list[Voice
         assert outcome.frames == 9 * 2048
         assert outcome.truncated
         assert not outcome.flaws
-        assert len(outcome.seeds) == 3
+        assert len(outcome.seeds) == 1
 
 
 def test_a_long_text_is_spoken_in_pieces_and_joined(load: Any, voices: list[Voice], tmp_path: Path) -> None:
@@ -292,6 +292,27 @@ def test_out_of_memory_halves_the_slots_and_goes_on(
         if isinstance(outcome, Spoken):
             assert replace(outcome, generate_s=0) == replace(expected[ticket], generate_s=0)
             assert wavs(tmp_path)[f"{ticket}.wav"] == whole[f"{ticket}.wav"]
+
+
+def test_out_of_memory_with_one_slot_fails_the_segment_in_it(
+    load: Any, voices: list[Voice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing left to halve: the segment that was being spoken is handed back, the next ones are spoken."""
+    loaded = load(slots=1)
+    calls: list[int] = []
+
+    def short_of_memory(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        decoder.step(*arguments)
+
+    monkeypatch.setattr(rows, "step", short_of_memory)
+    outcomes = loaded.speak(*(segment(ticket, voices[0], tmp_path) for ticket in range(3)))
+    assert [type(outcomes[ticket]) for ticket in range(3)] == [Failed, Spoken, Spoken]
+    failed = outcomes[0]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.slots) == ("out_of_memory", 1)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------

@@ -37,6 +37,9 @@ DECODER_VERSION = 1
 FRAMES_A_STEP = 4
 """Frames that a step speaks on a GPU, where one takes a millisecond or two: what is around it would show."""
 
+STEADY_SLOTS = 4
+"""Slots of a reproducible engine unless the settings say how many."""
+
 WAIT_S = 0.05
 """How long a step waits when nothing is left to decode."""
 
@@ -69,7 +72,7 @@ class FishEngine:
         self._speeches: dict[int, Speech] = {}
         self._pieces: dict[int, _Piece] = {}
         self._next_key = 0
-        self._failed: list[Failed] = []
+        self._outcomes: list[Spoken | Failed] = []
 
     def load(self) -> None:
         """Read the checkpoint. Raises EngineError "no_checkpoint", "bad_checkpoint", "no_device" or "bad_option"."""
@@ -77,6 +80,7 @@ class FishEngine:
         options = dict(settings.options)
         self._mask_end = bool(options.pop("mask_end", False))
         checks = bool(options.pop("checks", True))
+        self._retries = settings.retries if checks else 0
         if options:
             raise EngineError(
                 "bad_option", f"engine.options has {', '.join(sorted(options))}, which fish does not know"
@@ -100,9 +104,9 @@ class FishEngine:
                 f"the codec in {folder} has {codec.num_codebooks} codebooks and the model {shape.codebooks}: they do "
                 "not belong together",
             )
-        memory = machine.plan_memory(
-            device, settings.memory_bytes, shape.cache_bytes(precision.itemsize), settings.slots
-        )
+        # Steady rows step all slots, so how many there are must not depend on the memory that happens to be free.
+        slots = settings.slots or (STEADY_SLOTS if settings.reproducible else 0)
+        memory = machine.plan_memory(device, settings.memory_bytes, shape.cache_bytes(precision.itemsize), slots)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what was loaded is used on another stream
         self._stream = machine.stream(device)
@@ -139,18 +143,25 @@ class FishEngine:
         return True
 
     def step(self) -> list[Spoken | Failed]:
-        outcomes: list[Spoken | Failed] = []
+        shortage = ""
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             try:
-                outcomes += self._take_in()
+                self._take_in()
                 self._start()
                 self._advance()
             except Exception as error:
                 if not machine.is_out_of_memory(error):
                     raise
-                outcomes += self._shrink(error)
-        outcomes += self._finish(WAIT_S if not self._waiting and not len(self._rows.batch) else 0.0)
+                shortage = str(error).partition("\n")[0]
+            if shortage:  # the error, and with it what its frames hold, is gone by now
+                self._shrink(shortage)
+            idle = not self._waiting and not len(self._rows.batch) and not self._outcomes
+            self._finish(WAIT_S if idle else 0.0)
+        outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def _fail(self, ticket: int, error: EngineError) -> None:
+        self._outcomes.append(Failed(ticket, error.code, str(error), error.retryable))
 
     def activity(self) -> str:
         speaking = len(self._rows.batch)
@@ -165,34 +176,33 @@ class FishEngine:
 
     # --- segments to pieces ----------------------------------------------------------------------------------
 
-    def _take_in(self) -> list[Spoken | Failed]:
-        """Turn what was submitted into waiting pieces."""
-        outcomes: list[Spoken | Failed] = []
-        speaking: list[Segment] = []
-        while self._submitted:
-            segment = self._submitted.popleft()
-            if segment.task == "encode":
-                outcomes.append(self._encode(segment))
-            else:
-                speaking.append(segment)
+    def _take_in(self) -> None:
+        """Turn what was submitted into waiting pieces. Should memory run out, what has not been taken in stays."""
+        while self._submitted and self._submitted[0].task == "encode":
+            self._encode(self._submitted[0])
+            self._submitted.popleft()
+        speaking = [segment for segment in self._submitted if segment.task != "encode"]
         if not speaking:
-            return outcomes
-        for segment, prompt in zip(speaking, self._voices.prompts([one.voice for one in speaking]), strict=True):
+            return
+        prompts = self._voices.prompts([segment.voice for segment in speaking])
+        for segment, prompt in zip(speaking, prompts, strict=True):
+            self._submitted.remove(segment)
             speech = Speech(segment, pieces_of(segment.text, segment.language))
             error = prompt if isinstance(prompt, EngineError) else self._begin(speech, segment.seed, prompt)
             if error is not None:
-                outcomes.append(Failed(segment.ticket, error.code, str(error), error.retryable))
-        return outcomes
+                self._fail(segment.ticket, error)
 
-    def _encode(self, segment: Segment) -> Spoken | Failed:
+    def _encode(self, segment: Segment) -> None:
         started = time.perf_counter()
         try:
             if not segment.voice.references:
                 raise EngineError("no_reference", "there is no reference to encode")
             frames = self._references.encode_to(segment.voice.references[0], segment.path)
         except EngineError as error:
-            return Failed(segment.ticket, error.code, str(error), error.retryable)
-        return Spoken(segment.ticket, frames, self.sample_rate, segment.seed, time.perf_counter() - started)
+            self._fail(segment.ticket, error)
+            return
+        seconds = time.perf_counter() - started
+        self._outcomes.append(Spoken(segment.ticket, frames, self.sample_rate, segment.seed, seconds))
 
     def _begin(self, speech: Speech, seed: int, prompt: Prompt) -> EngineError | None:
         """Queue an attempt at a speech, or say why it can't be spoken: "prompt_too_long", "empty_text"."""
@@ -228,9 +238,7 @@ class FishEngine:
     def _start(self) -> None:
         count = self._rows.fitting([piece.start for piece in self._waiting])
         if count:
-            self._rows.start([self._waiting[place].start for place in range(count)])
-            for _ in range(count):
-                self._waiting.popleft()
+            self._rows.start([self._waiting.popleft().start for _ in range(count)])
             self._voices.trim()
 
     def _advance(self) -> None:
@@ -259,69 +267,69 @@ class FishEngine:
                 self._waiting.remove(piece)
         speech.keys = {}
 
-    def _shrink(self, error: Exception) -> list[Spoken | Failed]:
-        """Out of memory: half the slots, everything in the batch from its start again (it will say the same), and the
-        youngest segment handed back, so that the daemon knows. With one slot: what is there fails."""
-        slots = max(1, self._rows.slots // 2)
-        at_the_end = self._rows.slots == 1
+    def _shrink(self, shortage: str) -> None:
+        """Out of memory: half the slots, every row from its start again (it will say the same), and the youngest
+        segment handed back, so that the daemon knows. With one slot it is the segment in it that is handed back."""
+        before = self._rows.slots
         self._voices.forget()
-        for key in reversed(self._rows.resize(slots)):
-            self._waiting.appendleft(self._pieces[key])
-        self.slots = slots
-        back = list(self._speeches.values())[-1:]
-        for speech in back:
-            self._speeches.pop(speech.segment.ticket, None)
-            self._forget_rows(speech)
-        message = (
-            f"out of memory with {'a single slot' if at_the_end else f'{2 * slots} slots'}: "
-            f"{str(error).splitlines()[0]}; raise pool.model_memory_gb, or use shorter references"
-        )
-        return [Failed(speech.segment.ticket, "out_of_memory", message, True, slots) for speech in back]
+        keys = self._rows.resize(max(1, before // 2))
+        self.slots = self._rows.slots
+        self._waiting = deque(self._pieces[key] for key in sorted(self._pieces))
+        if before > 1 or not keys:
+            tickets = [*self._speeches, *(segment.ticket for segment in self._submitted)][-1:]
+        else:
+            tickets = [self._pieces[keys[0]].speech.segment.ticket]
+        for ticket in tickets:
+            self.cancel(ticket)
+            message = (
+                f"out of memory with {before} slot{'s' * (before > 1)}: {shortage}; raise pool.model_memory_gb, or use "
+                "shorter references"
+            )
+            self._outcomes.append(Failed(ticket, "out_of_memory", message, True, self.slots))
 
     # --- codes to files --------------------------------------------------------------------------------------
 
-    def _finish(self, wait_s: float) -> list[Spoken | Failed]:
-        outcomes: list[Spoken | Failed] = []
+    def _finish(self, wait_s: float) -> None:
         for rendered in self._finisher.rendered(wait_s):
-            outcomes += self._judge(rendered)
-        for written in self._finisher.written(0.0 if outcomes else wait_s):
-            outcomes += self._report(written)
-        return outcomes
+            self._judge(rendered)
+        for written in self._finisher.written(0.0 if self._waiting else wait_s):
+            self._report(written)
 
-    def _judge(self, rendered: Rendered) -> list[Spoken | Failed]:
-        speech, attempt = rendered.speech, rendered.attempt
+    def _judge(self, rendered: Rendered) -> None:
+        """Write what was rendered, or have it spoken again."""
+        speech, attempt, error = rendered.speech, rendered.attempt, rendered.error
         ticket = speech.segment.ticket
         if self._speeches.get(ticket) is not speech:
-            return []  # cancelled meanwhile
+            return  # cancelled meanwhile
         if attempt is None:
             del self._speeches[ticket]
-            error = rendered.error
-            assert error is not None
-            if machine.is_out_of_memory(error):
-                return [Failed(ticket, "out_of_memory", f"out of memory in the codec: {error}", True, self.slots)]
-            return [Failed(ticket, "codec_failed", f"the codec failed: {type(error).__name__}: {error}", True)]
-        if speech.judge(attempt, self._settings.retries):
+            what = f"{type(error).__name__}: {error}"
+            if error is not None and machine.is_out_of_memory(error):
+                message = f"out of memory in the codec: {what}; raise pool.model_memory_gb"
+                self._outcomes.append(Failed(ticket, "out_of_memory", message, True, self.slots))
+            else:
+                self._outcomes.append(Failed(ticket, "codec_failed", f"the codec failed: {what}", True))
+            return
+        if speech.judge(attempt, self._retries):
             seed = noise.derived_seed(speech.segment.seed, f"attempt {len(speech.seeds)}")
             prompt = self._voices.prompts([speech.segment.voice])[0]
-            if isinstance(prompt, Prompt):
-                self._begin(speech, seed, prompt)
-                return []
-        best = speech.best
-        assert best is not None
-        self._finisher.write(speech, best)
-        return []
+            if isinstance(prompt, Prompt) and self._begin(speech, seed, prompt) is None:
+                return
+        assert speech.best is not None
+        self._finisher.write(speech, speech.best)
 
-    def _report(self, written: Written) -> list[Spoken | Failed]:
+    def _report(self, written: Written) -> None:
         speech = written.speech
         segment, best = speech.segment, speech.best
         if self._speeches.pop(segment.ticket, None) is not speech:
-            return []
+            return
         try:
             frames, sample_rate = written.result.result()
         except EngineError as error:
-            return [Failed(segment.ticket, error.code, str(error), error.retryable)]
+            self._fail(segment.ticket, error)
+            return
         assert best is not None
-        return [
+        self._outcomes.append(
             Spoken(
                 ticket=segment.ticket,
                 frames=frames,
@@ -332,4 +340,4 @@ class FishEngine:
                 seeds=tuple(speech.seeds),
                 flaws=best.flaws,
             )
-        ]
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,8 @@ class Finisher:
         done: list[Rendered] = []
         try:
             while True:
-                wait = timeout_s if timeout_s > 0 and not done and self._rendering else None
-                done.append(self._out.get(block=wait is not None, timeout=wait))
+                waiting = timeout_s > 0 and not done and self._rendering > 0
+                done.append(self._out.get(block=waiting, timeout=timeout_s))
                 self._rendering -= 1
         except queue.Empty:
             return done
@@ -96,7 +96,7 @@ class Finisher:
     def written(self, timeout_s: float) -> list[Written]:
         """Writes that are over; waits so long for the oldest."""
         if timeout_s > 0 and self._written:
-            self._written[0].result.exception(timeout_s)
+            wait([self._written[0].result], timeout_s)
         done = [write for write in self._written if write.result.done()]
         self._written = [write for write in self._written if write not in done]
         return done

@@ -74,6 +74,15 @@ def codec_precision(decoder: torch.dtype, on: torch.device) -> torch.dtype:
     return torch.float32 if on.type == "cpu" else decoder
 
 
+def _available_bytes() -> int:
+    """Memory that this machine could give without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 def _cpu_has_bf16() -> bool:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
@@ -120,7 +129,7 @@ def plan_memory(on: torch.device, memory_bytes: int, token_bytes: int, slots: in
         free -= WORKING_BYTES
         most = MOST_SLOTS
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = _available_bytes() // 2
         most = CPU_SLOTS
     tokens = free // token_bytes
     voice_tokens = min(tokens // 4, 16384)

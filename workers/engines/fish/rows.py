@@ -162,12 +162,16 @@ class Rows:
             longest = min(rows[-1][1].shape[1], PREFILL_TOKENS)
             count = 1 if self.steady else max(1, PREFILL_TOKENS // longest)
             now, rows = rows[-count:], rows[:-count]
-            self._prefill([(slot, tokens[:, :longest], at) for slot, tokens, at in now])
+            parts = [(slot, tokens[:, :longest], at) for slot, tokens, at in now]
+            if max(at for _, _, at in parts) + longest <= self._cache.capacity:
+                self._prefill(parts)
+            else:  # padding would reach beyond the cache
+                for part in parts:
+                    self._prefill([part])
             rows += [(slot, tokens[:, longest:], at + longest) for slot, tokens, at in now if tokens.shape[1] > longest]
 
     def _prefill(self, rows: list[tuple[int, Codes, int]]) -> None:
         size = max(tokens.shape[1] for _, tokens, _ in rows)
-        size = min(size, self._cache.capacity - max(at for _, _, at in rows))
         padded = np.zeros((len(rows), size, rows[0][1].shape[0]), dtype=np.int64)
         for row, (_, tokens, _) in enumerate(rows):
             padded[row, : tokens.shape[1]] = tokens.T
