@@ -468,5 +468,21 @@ def bench_daemon(
     )
 
 
+@bench.command("embeddings")
+def bench_embeddings(
+    context: typer.Context,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", min=2, max=64, help="To compare with one.")] = 2,
+    repeats: RepeatsOption = 3,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Speaker embeddings on made corpora, against reading alone and against a plain multiprocessing.Pool."""
+    from daemon.commands import bench as command
+
+    _invocation(context, config, overrides)
+    carry_out(lambda: command.embeddings(repeats=repeats, processes=processes, as_json=as_json))
+
+
 def main() -> None:
     app(prog_name="dubd")

@@ -1,0 +1,109 @@
+"""What speaker embeddings are measured against, on the same files and with the same functions.
+
+``python -m workers.embeddings.bench make FOLDER COUNTxUTTERANCES…`` makes a corpus; ``bound FOLDER N`` only reads and
+safely unpickles it, which nothing that reads it can beat; ``pool FOLDER N OUTPUT`` computes it by a plain
+multiprocessing.Pool of N contiguous equal splits of the speakers, the way it is usually done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.embeddings.pickles import read_pickle
+from workers.embeddings.result import encode_pickle, make_result
+from workers.embeddings.serve import write_whole
+from workers.embeddings.speaker import mean_of
+from workers.embeddings.utterance import is_utterance, read_file
+
+DIMENSIONS = 256
+DATASETS = 4
+READ_AT_ONCE = 10
+
+Speaker = tuple[str, str, str]
+"""Corpus, dataset, speaker."""
+
+
+def make(folder: str, sizes: Sequence[tuple[int, int]]) -> None:
+    """For each (speakers, utterances) so many of them, in that order of names, spread over DATASETS."""
+    rng = np.random.default_rng(7)
+    total = sum(count for count, _ in sizes)
+    number = 0
+    for count, utterances in sizes:
+        for _ in range(count):
+            name = f"speaker_{number:06}"
+            place = os.path.join(folder, f"dataset_{number * DATASETS // total}", name)
+            os.makedirs(place)
+            voice = rng.standard_normal(DIMENSIONS)
+            for index in range(utterances):
+                utterance = {
+                    "embedding": (voice + 0.1 * rng.standard_normal(DIMENSIONS)).astype(np.float32),
+                    "utterance_id": f"{name}_{index:05}",
+                    "original_path": f"/corpus/{name}/{index:05}.wav",
+                    "dataset": "made",
+                    "speaker_id": name,
+                }
+                with open(os.path.join(place, f"{index:05}.pkl"), "wb") as file:
+                    pickle.dump(utterance, file)
+            number += 1
+
+
+def speakers(corpus: str) -> list[Speaker]:
+    return [
+        (corpus, dataset, name)
+        for dataset in sorted(os.listdir(corpus))
+        for name in sorted(os.listdir(os.path.join(corpus, dataset)))
+    ]
+
+
+def read(speaker: Speaker) -> None:
+    folder = os.open(os.path.join(*speaker), os.O_RDONLY | os.O_DIRECTORY)
+    for name in os.listdir(folder):
+        read_pickle(read_file(name, folder, follow_links=False))
+    os.close(folder)
+
+
+def bound(corpus: str, processes: int) -> None:
+    with multiprocessing.Pool(processes) as pool:
+        for _ in pool.imap_unordered(read, speakers(corpus), READ_AT_ONCE):
+            pass
+
+
+def compute_split(split: list[Speaker], output: str) -> None:
+    for corpus, dataset, name in split:
+        folder = os.open(os.path.join(corpus, dataset, name), os.O_RDONLY | os.O_DIRECTORY)
+        names = sorted(name for name in os.listdir(folder) if is_utterance(name, (), ()))
+        mean = mean_of(names, folder, follow_links=False, on_problem=lambda name, bad: None)
+        os.close(folder)
+        os.makedirs(os.path.join(output, dataset), exist_ok=True)
+        write_whole(os.path.join(output, dataset, f"{name}.pkl"), encode_pickle(make_result(mean, dataset, name)))
+
+
+def pool(corpus: str, processes: int, output: str) -> None:
+    everyone = speakers(corpus)
+    ends = [len(everyone) * number // processes for number in range(processes + 1)]
+    splits = [everyone[begin:end] for begin, end in itertools.pairwise(ends)]
+    with multiprocessing.Pool(processes) as workers:
+        workers.starmap(compute_split, [(split, output) for split in splits], chunksize=1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    what, folder, *rest = arguments
+    if what == "make":
+        make(folder, [(int(count), int(size)) for count, size in (text.split("x") for text in rest)])
+    elif what == "bound":
+        bound(folder, int(rest[0]))
+    elif what == "pool":
+        pool(folder, int(rest[0]), rest[1])
+    else:
+        raise SystemExit(f"{what!r} is none of make, bound, pool")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
