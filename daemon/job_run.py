@@ -88,6 +88,8 @@ class JobRun:
         self._dispatched_at: float | None = None
         self._last_progress = 0.0
         self._folder = Path()
+        self._outbox: tuple[int, int] | None = None
+        """Which folder the outbox was when the job's folder was made in it (device and inode)."""
         self._reported = False
 
     # --- what it is told ---------------------------------------------------------------------------
@@ -145,6 +147,7 @@ class JobRun:
         job = self.job
         if not job.ended:
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
+            self._outbox = await anyio.to_thread.run_sync(_identity, self._folder.parent)
             if not job.taken:
                 job.taken, job.started_at = True, time.time()
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
@@ -251,6 +254,7 @@ class JobRun:
     async def _publish(self) -> int:
         positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
         if positions:
+            await self._take_again()
             lost = await anyio.to_thread.run_sync(
                 _publish_batch,
                 self._folder,
@@ -265,14 +269,14 @@ class JobRun:
         return len(positions)
 
     def _lose(self, position: int) -> None:
-        """A finished file is gone, which only a hand in the state folder or a damaged disk can have done."""
+        """A finished file is gone, which only a hand in our folders or a damaged disk can have done."""
         live = self.job.segments[position]
         log.error("a finished segment's file is gone", job=self.job.job_id, index=live.segment.index)
         live.status, live.sha256, live.frames, live.cached = "waiting", None, 0, False
         if self._in_core:
             # The core has ended it; it is too late to speak it again in this run of the job.
             live.status, live.code = "failed", "file_lost"
-            live.message = "its finished file has disappeared from the state folder; submit the job again"
+            live.message = "its finished file has disappeared; submit the job again"
             self._recorder.note(
                 self.job,
                 {"t": "failed", "p": position, "attempts": live.attempts, "code": live.code, "message": live.message},
@@ -281,6 +285,7 @@ class JobRun:
     async def _finish(self) -> None:
         job = self.job
         job.ended_at = time.time()
+        await self._insist("looking at what was published", self._look_for_lost)
         await self._insist("writing the results", self._write_results)
         await self._write_progress(force=True)
         await self._write_report()
@@ -289,6 +294,24 @@ class JobRun:
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
         self._tell_end()
         self._jobs.finished(job)
+
+    async def _take_again(self) -> None:
+        """Make the job's folder anew if somebody has removed it: what was in it is told as lost at the end, the rest
+        goes into the new one. An outbox that is another folder than it was is a share that is away, and waited for."""
+        if not self._folder.is_dir() and _identity(self._folder.parent) == self._outbox:
+            self._folder = await self._take()
+
+    async def _look_for_lost(self) -> None:
+        """The manifest names no file that is not there."""
+        await self._take_again()
+        there = set(
+            await anyio.to_thread.run_sync(
+                os.listdir, self._folder, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
+            )
+        )
+        for position, live in enumerate(self.job.segments):
+            if live.status == "ok" and outbox.published_name(self.job, position) not in there:
+                self._lose(position)
 
     def _tell_end(self) -> None:
         job = self.job
@@ -403,6 +426,14 @@ class JobRun:
 
 async def _in_thread(step: Callable[[Path], None], path: Path) -> None:
     await anyio.to_thread.run_sync(step, path)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery | None:

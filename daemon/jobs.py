@@ -7,6 +7,7 @@ share a job_id.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import deque
@@ -96,6 +97,7 @@ class Jobs:
         self.on_room: Callable[[], None] = lambda: None
         self.reject: Callable[[Claim, Sequence[Reason], str | None], Awaitable[None]]
         self._core = core
+        self._life = os.urandom(4).hex()
         self._tasks = tasks
         self._lines: dict[str, list[LiveJob]] = {}
         """Jobs of one folded job_id, in order; the first one runs."""
@@ -110,6 +112,10 @@ class Jobs:
     def line(self, job_id: str) -> list[LiveJob]:
         """The jobs of this id, whatever its case: the one that runs, then those that wait for it."""
         return list(self._lines.get(fold_job_id(job_id), ()))
+
+    def segments(self) -> int:
+        """Segments of all jobs taken: what their memory grows with."""
+        return sum(len(run.job.segments) for run in self.runs.values())
 
     def highest_priority(self) -> int:
         return max((run.job.job.priority for run in self.runs.values()), default=0)
@@ -191,7 +197,8 @@ class Jobs:
         job = self.runs[token].job
         live = job.segments[position]
         segment, parameters, output = live.segment, job.job.parameters, job.job.output
-        file = job.segments_folder / f".{ticket}{job.suffix}"
+        # Tickets begin again with each life of the daemon, and a worker of an earlier one may still be writing.
+        file = job.segments_folder / f".{self._life}-{ticket}{job.suffix}"
         message: Message = {
             "type": job.job.task,
             "ticket": ticket,

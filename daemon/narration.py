@@ -14,7 +14,7 @@ from daemon.live_job import LiveJob
 log = structlog.get_logger("dubd.job")
 
 STEPS = 5
-"""A speaker's progress is told after the first segment and then at most so often, and at least every fifth segment."""
+"""A speaker's progress is told after the first segment, and then about so often, but not before five more segments."""
 
 
 class Narration:

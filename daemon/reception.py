@@ -27,6 +27,9 @@ MAX_LIVE_JOBS = 200
 """Jobs taken from the inbox at one time; the others wait there, where other daemons may take them too. A job of higher
 priority than every live one is taken all the same."""
 
+MAX_LIVE_SEGMENTS = 100_000
+"""The same bound for their segments, each of which takes about a kilobyte of memory."""
+
 ADMISSIONS = 4
 """Jobs whose references are copied and checked at one time."""
 
@@ -98,7 +101,10 @@ class Reception:
         for name in look.cancels:
             await self._obey_cancel(name)
         for item in look.ready:
-            full = len(self._jobs.runs) + len(self._admitting) >= MAX_LIVE_JOBS
+            full = (
+                len(self._jobs.runs) + len(self._admitting) >= MAX_LIVE_JOBS
+                or self._jobs.segments() >= MAX_LIVE_SEGMENTS
+            )
             if not self.open or self._signs.paused or (full and item.priority <= self._jobs.highest_priority()):
                 return
             try:

@@ -178,14 +178,16 @@ def _checked_content(delivery: Delivery) -> bytes:
             _check_codes(content, delivery.frames)
         else:
             os.lseek(descriptor, 0, os.SEEK_SET)
-            delivery.peaks = _check_wav(descriptor, delivery.frames, delivery.sample_rate)
+            delivery.peaks = _check_wav(
+                descriptor, delivery.frames, delivery.sample_rate, delivery.job.job.output.sample_rate
+            )
     finally:
         os.close(descriptor)
     return content
 
 
-def _check_wav(descriptor: int, frames: int, sample_rate: int) -> str:
-    """The recording's outline, once it is known to be whole."""
+def _check_wav(descriptor: int, frames: int, sample_rate: int, asked: int | None) -> str:
+    """The recording's outline, once it is known to be whole and to have the rate that was ``asked`` for, if any."""
     try:
         # By its descriptor: for a Python object libsndfile needs callbacks in memory that is both writable and
         # executable, which hardened systems deny.
@@ -194,6 +196,8 @@ def _check_wav(descriptor: int, frames: int, sample_rate: int) -> str:
             peaks = outline(wav)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise _Bad("bad_audio", f"the worker's file can't be read as audio: {error}") from error
+    if asked is not None and found[1] != asked:
+        raise _Bad("bad_audio", f"{asked} Hz were asked for, the worker's file has {found[1]} Hz")
     if found != (frames, sample_rate) or frames <= 0:
         raise _Bad(
             "bad_audio",

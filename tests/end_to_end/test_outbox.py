@@ -60,6 +60,18 @@ def test_an_outbox_that_was_away_at_the_start(make: Make, tmp_path: Path) -> Non
     done(dubd)
 
 
+def test_a_job_folder_that_somebody_removes(make: Make) -> None:
+    """The rest of the job goes into a new one; what was in it is told as lost, and spoken when the job comes again."""
+    dubd = make().start()
+    middle(dubd)
+    shutil.rmtree(dubd.outbox / "film")
+    dubd.open_gate()
+    manifest = dubd.manifest("film")
+    assert manifest["counts"]["ok"] == 4
+    assert {s["error"]["code"] for s in manifest["segments"] if s["status"] == "failed"} == {"file_lost"}
+    assert all((dubd.outbox / "film" / s["file"]).exists() for s in manifest["segments"] if s["file"])
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 class TestFullDisks:
     """On small file systems of their own."""
