@@ -55,16 +55,20 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+HOSTILE_JOBS = {name: reasons for name, (_, reasons) in HOSTILE.items() if name != "speaker_embeddings"}
+"""What the parser says of each; the folder that a job of embeddings names is judged beyond it."""
+
+
 # --- job files ---------------------------------------------------------------------------------------------
 
 
 def test_every_hostile_job_file_is_rejected_with_every_reason(dubd: DaemonUnderTest) -> None:
     """All of them dropped at once, a good job among them, which is done."""
-    for name in HOSTILE:
+    for name in HOSTILE_JOBS:
         dubd.put(f"hostile_{name}.json", (JOBS / "hostile" / f"{name}.json").read_bytes())
     dubd.drop("good_among_hostile", make_job(["A good line among bad files."]))
     assert dubd.manifest("good_among_hostile")["status"] == "done"
-    for name, (_, reasons) in HOSTILE.items():
+    for name, reasons in HOSTILE_JOBS.items():
         assert sorted(dubd.rejection(f"hostile_{name}")) == sorted(reasons), name
         kept = dubd.rejected / f"hostile_{name}.json"
         assert wait_for(kept.exists, name) and kept.read_bytes() == (JOBS / "hostile" / f"{name}.json").read_bytes()

@@ -78,7 +78,8 @@ def test_the_outbox_holds_what_was_asked_and_how_far_it_is(dubd: DaemonUnderTest
     wait_for(lambda: dubd.job_row("asked")["state"] is None, "the job's leaving the status")
     dubd.check_nothing_left()
     names = {path.name for path in (dubd.outbox / "asked").iterdir()}
-    assert names == {"job.json", "progress.json", "manifest.json"} | {f"segment_{n:04d}.wav" for n in range(46)}
+    wavs = {f"segment_{number:04d}.wav" for number in range(46)}
+    assert names == {"job.json", "progress.json", "manifest.json", "report.html"} | wavs
 
 
 def test_a_second_job_loads_nothing(dubd: DaemonUnderTest) -> None:
