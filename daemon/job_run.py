@@ -9,11 +9,13 @@ outbox away; it is then tried again, and the job's ``note`` says what it waits f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -224,7 +226,8 @@ class JobRun:
             published = known.get(live.key) if live.key and live.status == "waiting" and not live.again else None
             if published is None:
                 continue
-            delivery = await anyio.to_thread.run_sync(_copy_known, job, position, published)
+            copy = partial(anyio.to_thread.run_sync, _copy_known, job, position, published)
+            delivery = await self._insist("reusing a known segment", copy)
             if delivery is not None:
                 self._recorder.deliver(delivery)
                 pending += 1
@@ -437,16 +440,26 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery | None:
-    """Copy a WAV that was published before into the job's folder; None when it is not what it was."""
+    """Copy a WAV that was published before into the job's folder; None when it is not what it was, or can't be copied
+    at a second try either.
+
+    Raises:
+        OSError: the disk is full; call again.
+    """
     target = job.segments_folder / f".reuse-{position}{job.suffix}"
-    try:
-        if not stat.S_ISREG(os.lstat(published.path).st_mode):
-            return None
-        if files.copy(published.path, target) != published.sha256:
-            files.remove(target)
-            return None
-    except OSError:
-        return None
+    for last in (False, True):
+        try:
+            if not stat.S_ISREG(os.lstat(published.path).st_mode):
+                return None
+            if files.copy(published.path, target) != published.sha256:
+                files.remove(target)
+                return None
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # speaking it would take no less room
+            if last:
+                return None
     live = job.segments[position]
     live.cached = True
     return Delivery(
