@@ -56,7 +56,7 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function with this body returns; ``arguments[0]`` and so on are its arguments."""
-        return self.chrome.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
+        return self.chrome.execute_script(script, *arguments)
 
     def emulate(self, **media: str) -> None:
         """CSS media features, such as prefers_color_scheme="dark"."""
@@ -65,12 +65,16 @@ class Browser:
 
     def console(self) -> list[str]:
         """What has been written to the console since the last look: errors, warnings, refusals by the policy."""
-        return [entry["message"] for entry in self.chrome.get_log("browser")]
+        return [entry["message"] for entry in self._log("browser")]
 
     def requests(self) -> list[str]:
         """The URLs that have been asked for since the last look."""
-        events = (json.loads(entry["message"])["message"] for entry in self.chrome.get_log("performance"))
+        events = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.chrome.get_log(kind)  # type: ignore[no-untyped-call]
+        return entries
 
     def press(self, *keys: str) -> None:
         """Keys, one after the other, to whatever has the focus."""
@@ -80,4 +84,8 @@ class Browser:
             ActionChains(self.chrome).send_keys(key).perform()
 
     def picture(self, path: Path) -> None:
+        """What can be seen, once nothing fades any more."""
+        self.chrome.execute_async_script(
+            "Promise.all(document.getAnimations().map((one) => one.finished)).then(arguments[0], arguments[0])"
+        )
         self.chrome.save_screenshot(str(path))

@@ -24,6 +24,8 @@ from tests.report.browser import Browser, chromium
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = Path(__file__).parent / "engines"
 PATIENCE_S = 120.0
+SCENE_S = 240.0
+"""A little longer than the sample scene."""
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -34,11 +36,23 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
-def film() -> dict[str, Any]:
-    """The sample scene with every fifth slot a little too short."""
+def film(job_id: str = "night_ferry", copies: int = 1) -> dict[str, Any]:
+    """The sample scene, one time after the other, with every fifth slot a little too short."""
     job: dict[str, Any] = json.loads(sample_folder().joinpath(JOB_FILE_NAME).read_bytes())
+    job["job_id"] = job_id
     for segment in job["segments"][4::5]:
         segment["end"] = round(segment["start"] + 0.62 * (segment["end"] - segment["start"]), 2)
+    job["segments"] = [
+        {
+            **segment,
+            "index": len(job["segments"]) * copy + segment["index"],
+            "text": segment["text"] if copy == 0 else f"{segment['text']} And then {copy}.",
+            "start": round(segment["start"] + SCENE_S * copy, 2),
+            "end": round(segment["end"] + SCENE_S * copy, 2),
+        }
+        for copy in range(copies)
+        for segment in job["segments"]
+    ]
     return job
 
 
@@ -60,7 +74,7 @@ def main(docs: Path) -> None:
         settings = {
             "paths.root": root,
             "engine.name": "patchy:PatchyEngine",
-            "engine.options": '{stumbles = "harbour"}',
+            "engine.options": '{stumbles = "grandmother"}',
             "worker.path": json.dumps([str(ENGINES)]),
             "pool.workers": 2,
             "inbox.settle_seconds": 0.2,
@@ -78,16 +92,10 @@ def main(docs: Path) -> None:
             drop(inbox, "night_ferry.redo", redo)
             until((root / "outbox/night_ferry/manifest.1.json").exists, "the redo")
             until((root / "outbox/night_ferry/manifest.json").exists, "the redo")
-            with chromium(folder / "profile", width=1280, height=900, scale=1.5) as browser:
+            with chromium(folder / "profile", width=1280, height=1240, scale=1.5) as browser:
                 look_at_report(browser, root / "outbox/night_ferry/report.html", docs)
-                long = film()
-                long["segments"] = [
-                    {**segment, "index": 46 * copy + segment["index"], "text": f"{segment['text']} And then {copy}.",
-                     "start": segment["start"] + 240 * copy, "end": segment["end"] + 240 * copy}
-                    for copy in range(1, 60) for segment in long["segments"]
-                ]  # fmt: skip
-                drop(inbox, "feature_film", {**long, "job_id": "feature_film", "priority": 3})
-                drop(inbox, "trailer", {**film(), "job_id": "trailer", "language": "de"})
+                drop(inbox, "feature_film", film("feature_film", copies=60))
+                drop(inbox, "documentary", {**film("documentary", copies=40), "language": "de"})
                 status = root / "status.json"
                 until(lambda: jobs_under_way(status) >= 2, "two jobs at once")
                 page = root / "status.html"
@@ -100,7 +108,7 @@ def main(docs: Path) -> None:
 
 
 def jobs_under_way(status: Path) -> int:
-    return sum(job["counts"]["ok"] > 10 for job in json.loads(status.read_bytes())["jobs"])
+    return sum(job["counts"]["ok"] > 3 for job in json.loads(status.read_bytes())["jobs"])
 
 
 def look_at_report(browser: Browser, report: Path, docs: Path) -> None:
@@ -111,6 +119,7 @@ def look_at_report(browser: Browser, report: Path, docs: Path) -> None:
     )
     browser.run("document.querySelector('[data-index=\"3\"] .mark').click()")
     browser.run("document.querySelector('[data-index=\"4\"] .mark').click()")
+    browser.run("scrollTo(0, 0)")
     for scheme in ("light", "dark"):
         browser.emulate(prefers_color_scheme=scheme)
         browser.picture(docs / f"report-{scheme}.png")

@@ -79,13 +79,13 @@
     fact("Voices", String(job.speakers.length), job.language);
     fact("Audio", page.duration(job.audio_s));
     if (overruns.length) fact("Beyond their slots", String(overruns.length), `${page.duration(beyond)} in all`);
-    fact("Time", page.duration(job.wall_s), page.isNumber(job.xrt) ? `${job.xrt.toLocaleString("en")} xRT` : "");
+    fact("Time", page.duration(job.wall_s), page.isNumber(job.xrt) && !counts.cached ? `${job.xrt.toLocaleString("en")} xRT` : "");
     if (job.engine) fact("Engine", job.engine.name, job.engine.model);
     fact(job.ended_at === null ? "Taken" : "Ended", page.moment(job.ended_at ?? job.received_at));
     if (job.ignored.length) {
       const ignored = find("ignored");
       ignored.hidden = false;
-      ignored.querySelector("summary").textContent = `${page.count(job.ignored.length, "thing")} that the job asks for and dubd does not do`;
+      ignored.querySelector("summary").textContent = `${page.count(job.ignored.length, "thing")} that the job says and that had no effect`;
       ignored.querySelector("ul").append(...job.ignored.map((text) => make("li", {}, said(text))));
     }
   }
@@ -217,8 +217,7 @@
   // The cells are the row's own boxes, so that the row can lay them out.
   function cell(element) {
     if (element.tagName === "BUTTON" || element.tagName === "svg") {
-      const holder = make("div", { role: "gridcell", class: element.getAttribute("class") === "wave" ? "wave" : null }, element);
-      return holder;
+      return make("div", { role: "gridcell", class: `for-${element.getAttribute("class")}` }, element);
     }
     element.setAttribute("role", "gridcell");
     return element;

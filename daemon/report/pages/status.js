@@ -124,7 +124,7 @@
   function worker(row) {
     const doing = row.speaker && row.in_flight ? row.speaker : row.activity === row.state ? "" : row.activity;
     const more = [
-      row.job, row.speaker && row.activity !== row.state && row.in_flight ? row.activity : null, `${row.in_flight} of ${row.slots} slots`,
+      row.job, row.speaker && row.activity !== row.state && row.in_flight ? row.activity : null, row.in_flight ? `${row.in_flight} in flight` : null, page.count(row.slots, "slot"),
       `${row.spoken.toLocaleString("en")} spoken`, row.memory_bytes ? page.size(row.memory_bytes) : null,
       row.restarts ? page.count(row.restarts, "restart") : null,
     ].filter(Boolean).join(" \u00b7 ");
@@ -142,8 +142,16 @@
 
   function showFailures() {
     find("failures-part").hidden = !status.failures.length;
-    fill("failures", status.failures.map((failure) => make("li", {},
-      make("p", { class: "where" }, said(failure.job_id), ` \u00b7 segment ${failure.index}, `, said(failure.speaker), ` \u00b7 ${page.moment(failure.failed_at)}`),
+    // Segments that failed alike are told of once.
+    const alike = new Map();
+    for (const failure of status.failures) {
+      const key = JSON.stringify([failure.job_id, failure.code, failure.message]);
+      if (!alike.has(key)) alike.set(key, { ...failure, places: [] });
+      alike.get(key).places.push(`${failure.index} (${failure.speaker})`);
+    }
+    fill("failures", [...alike.values()].map((failure) => make("li", {},
+      make("p", { class: "where" }, said(failure.job_id), " \u00b7 ", said(`${failure.places.length === 1 ? "segment" : "segments"} ${failure.places.join(", ")}`),
+        ` \u00b7 ${page.moment(failure.failed_at)}`),
       make("p", {}, said(`${failure.code}: ${failure.message}`)), make("p", { class: "mend", text: failure.advice }))));
   }
 

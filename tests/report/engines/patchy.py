@@ -1,4 +1,4 @@
-"""The draft engine with a weakness, for tests and pictures of pages: it fails each line that holds the word of the option
+"""The draft engine with a weakness, for pictures of pages: it fails each line that holds the word of the option
 ``stumbles``."""
 
 from __future__ import annotations
