@@ -443,14 +443,15 @@ class Core:
         segment = ticket.segment
         if segment.job.cancelled:
             self._end(segment, "cancelled")
+        elif ticket.alone and segment.fresh:
+            # A fresh worker has all its slots again, but it was alone: halving them would free nothing for it.
+            self._end(segment, "failed", event.code, event.message)
         elif event.slots is not None and event.slots < ticket.slots:
             if ticket.alone:
                 self._wait_alone(segment)
             else:
                 segment.step("wait")
                 self._backlog.put_front(segment, event.worker, refund=True)
-        elif ticket.alone and segment.fresh:
-            self._end(segment, "failed", event.code, event.message)
         else:
             segment.fresh = True
             self._wait_alone(segment)

@@ -341,6 +341,19 @@ def test_answers_that_no_one_asked_for_are_ignored_and_counted() -> None:
     assert desk.view(0).slots == 1
 
 
+def test_a_segment_that_never_fits_fails_whatever_slots_a_fresh_worker_has() -> None:
+    """Alone on a fresh worker of many slots is the last chance; nothing goes round in circles."""
+    desk = Desk(PoolPolicy(lookahead=0))
+    desk.workers(1, slots=2)
+    (held,) = only(Dispatch, desk.arrive("a", "x"))
+    (again,) = only(Dispatch, desk.fail(held, "out_of_memory", retryable=True, slots=1))
+    assert only(StopWorker, desk.fail(again, "out_of_memory", retryable=True, slots=1))
+    (start,) = only(StartWorker, desk.gone(0, "exit 0"))
+    (alone,) = only(Dispatch, desk.ready(start, slots=2))
+    commands = desk.fail(alone, "out_of_memory", retryable=True, slots=1)
+    assert [(e.outcome, e.code) for e in only(SegmentEnded, commands)] == [("failed", "out_of_memory")]
+
+
 def test_a_segment_given_back_unasked_costs_a_try() -> None:
     """Else a worker could hand the same segment back for ever."""
     desk = Desk()

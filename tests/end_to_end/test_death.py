@@ -156,7 +156,6 @@ def test_a_batch_too_large_for_the_memory_is_spoken_with_fewer_slots(make: Make)
     assert (manifest["status"], manifest["counts"]["ok"]) == ("done", 7)
 
 
-@pytest.mark.xfail(run=False, reason="on a fresh worker its slots are halved again, and it waits for a fresh worker")
 def test_a_segment_too_large_for_the_memory_fails_alone(make: Make) -> None:
     """Slots are halved, then it has a fresh worker for itself, then it fails; its neighbours are spoken."""
     dubd = make(engine__name="faulty:Faulty", engine__options={}, pool__workers=1).start()
