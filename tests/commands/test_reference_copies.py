@@ -105,8 +105,8 @@ def test_files_are_as_readable_as_the_inbox(place: Place, inbox: Path, tmp_path:
 
 
 def test_copies_that_no_job_names_are_cleared_away(place: Place, inbox: Path, tmp_path: Path) -> None:
-    """Not those of waiting and claimed jobs, of ended ones that may be redone, nor fresh ones of somebody who is about to
-    drop a job."""
+    """Not those of waiting and claimed jobs, of ended ones that may be redone, nor fresh ones of somebody who is about
+    to drop a job."""
     claimed = inbox / ".claimed" / "host" / "token"
     claimed.mkdir(parents=True)
     (inbox / FOLDER).mkdir()
