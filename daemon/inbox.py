@@ -400,6 +400,7 @@ def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str
     for target, error in _free_names(rejected, file.name):
         if os.path.lexists(error):
             if _claim_of(error) == claim:
+                _place_rejected(file, target)  # taken back, should the reasons have failed to be synced
                 break
             continue
         placed = _place_rejected(file, target)

@@ -32,7 +32,7 @@ write after half of it. power: the process ends before it, and all that was not 
 not synced the names are kept and the contents lost, as a journal of metadata alone leaves it."""
 
 TEARABLE = frozenset({"write", "remove_all"})
-FILLING = frozenset({"create", "write", "fsync", "fdatasync", "rename", "rename_new", "mkdir"})
+FILLING = frozenset({"create", "write", "fsync", "fdatasync", "rename", "rename_new", "link", "mkdir"})
 """What a full disk may refuse."""
 
 KILLED = 86
@@ -121,6 +121,9 @@ class FaultyDisk(files.Disk):
             self._do(name, target, lambda: rename(source, target))
             if self._ledger is not None and before is not None:
                 self._ledger.renamed(before)
+
+    def link(self, source: Path, target: Path) -> None:
+        self._do("link", target, lambda: super(FaultyDisk, self).link(source, target))
 
     def unlink(self, path: Path) -> None:
         self._do("unlink", path, lambda: os.unlink(path))

@@ -86,8 +86,8 @@ class Life:
         assert self.status is not None
         return self.status
 
-    def until(self, look: Callable[[], T], what: str) -> T:
-        return until(look, what)
+    def until(self, look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
+        return until(look, what, patience_s)
 
     def end(self) -> None:
         """SIGKILL, to what is left of its workers too."""
@@ -119,16 +119,16 @@ def _group_lives(group: int) -> bool:
     return False
 
 
-def until(look: Callable[[], T], what: str) -> T:
+def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
     """What ``look`` gives, once that is true.
 
     Raises:
         NotSurvived: it did not come about.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise NotSurvived(f"{what} did not come about within {PATIENCE_S:g} s")
+            raise NotSurvived(f"{what} did not come about within {patience_s:g} s")
         time.sleep(POLL_S)
     return found
 

@@ -272,7 +272,12 @@ def main() -> int:
         near, far = folders()
         lane = Lane(near, far, 0)
         outcome = lane.run(Case(scenes[0].name, Fault(*arguments.fault)))
-        print("\n".join(outcome.points), describe(outcome), f"struck: {outcome.struck}; {near}", sep="\n")
+        print("\n".join(outcome.points), describe(outcome), f"struck: {outcome.struck}", sep="\n")
+        if outcome.problem is None:
+            shutil.rmtree(near)
+            shutil.rmtree(far)
+        else:
+            print(f"what is left lies in {near} and {far}")
         return outcome.problem is not None
     done = rows(
         run_matrix(

@@ -126,13 +126,16 @@ def cut(root: Path, store: Path, *, keep_names: bool) -> None:
     """Make ``root`` what the power cut leaves of it. ``keep_names``: all names are kept as they are, and only contents
     are lost."""
     rebuilt = root.with_name(root.name + ".rebuilt")
-    _rebuild(root, _node(root), rebuilt, store, keep_names=keep_names)
+    _rebuild(root, _node(root), rebuilt, store, {}, keep_names=keep_names)
     shutil.rmtree(root)
     rebuilt.rename(root)
 
 
-def _rebuild(there: Path | None, node: Node, target: Path, store: Path, *, keep_names: bool) -> None:
-    """``there``: the folder as it is, if its names are to be kept."""
+def _rebuild(
+    there: Path | None, node: Node, target: Path, store: Path, done: dict[Node, Path], *, keep_names: bool
+) -> None:
+    """``there``: the folder as it is, if its names are to be kept. ``done``: where files lie already, which may have
+    more than one name."""
     target.mkdir()
     record = store / f"{_name(node)}.folder"
     entries: dict[str, Entry] = {}
@@ -144,11 +147,16 @@ def _rebuild(there: Path | None, node: Node, target: Path, store: Path, *, keep_
     for name, (entry, is_folder) in entries.items():
         content = store / _name(entry)
         if is_folder:
-            _rebuild(there / name if there is not None else None, entry, target / name, store, keep_names=keep_names)
+            below = there / name if there is not None else None
+            _rebuild(below, entry, target / name, store, done, keep_names=keep_names)
+            continue
+        if entry in done:
+            (target / name).hardlink_to(done[entry])
         elif content.exists():
             shutil.copyfile(content, target / name)
         else:
             (target / name).touch()
+        done[entry] = target / name
 
 
 def _node(path: Path) -> Node:

@@ -44,7 +44,20 @@ FAULTS = (
     ("unlink", "error=EIO"),
 )
 
-CHANGES = ("fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir")
+CHANGES = (
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+)
 
 NOT_OURS = re.compile(r"reuse\.sqlite3|\.gone|/\.[^/]*\.new/|^fdatasync var/state$")
 """What SQLite does, and what is removed piece by piece where the order is nobody's business."""
@@ -153,9 +166,13 @@ def _changes_in(trace: str, stage: Stage) -> Iterator[str]:
         call, arguments = found.groups()
         paths = re.findall(r'<([^<>]*)>|"([^"]*)"', arguments)
         path = next((one or other for one, other in reversed(paths)), "")
-        call = {"renameat2": "rename_new", "renameat": "rename", "unlinkat": "unlink", "mkdirat": "mkdir"}.get(
-            call, call
-        )
+        call = {
+            "renameat2": "rename_new",
+            "renameat": "rename",
+            "linkat": "link",
+            "unlinkat": "unlink",
+            "mkdirat": "mkdir",
+        }.get(call, call)
         if any(path.startswith(f"{root}/") or path == str(root) for root in stage.roots.values()):
             name = f"{call} {general(Path(path), stage.roots)}"
             if not NOT_OURS.search(name):

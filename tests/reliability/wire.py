@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 READ_BYTES = 1 << 16
 TOGETHER = 8
 PATIENCE_S = 30.0
+JOB_PATIENCE_S = 180.0
+"""Noise is written to the log line by line, and a worker that floods its pipes waits for that."""
+
 MIB = 1 << 20
 
 HONEST: tuple[Message, ...] = (
@@ -199,8 +202,9 @@ def _speak_job(stage: Stage) -> Life:
     drop(stage, dub(*LINES))
     life = Life(stage.config, stage.log, hurry)
     try:
+        over = "the end of the job"
         life.until(
-            lambda: life.poll() is not None or (stage.manifest() and stage.clear_of_work()), "the end of the job"
+            lambda: life.poll() is not None or (stage.manifest() and stage.clear_of_work()), over, JOB_PATIENCE_S
         )
         if life.poll() is not None:
             raise NotSurvived(f"the daemon ended with {life.poll()}: {stage.log.read_text()[-1500:]}")
