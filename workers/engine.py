@@ -40,8 +40,8 @@ class Voice:
 
 @dataclass(frozen=True)
 class Segment:
-    """One ticket. ``task`` "speak": say ``text`` into a WAV at ``path``; "encode": write the first reference's codes to a
-    .npy at ``path``. ``sample_rate`` in Hz, None for the engine's own; ``subtype`` as libsndfile names it."""
+    """One ticket. ``task`` "speak": say ``text`` into a WAV at ``path``; "encode": write the first reference's codes to
+    a .npy at ``path``. ``sample_rate`` in Hz, None for the engine's own; ``subtype`` as libsndfile names it."""
 
     ticket: int
     task: str
