@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci reliability format light full clean \
+.PHONY: help demo run bench test lint types ci reliability format screenshots light full clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -80,6 +80,9 @@ reliability: light ## attack every promise of docs/reliability.md, to a table (A
 format: light ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix --exit-zero .
 	@$(VENV)/bin/ruff format .
+
+screenshots: light ## make the pictures of the pages in docs/ again; needs chromium and chromium-driver
+	@$(IN_VENV) -m tests.report.screenshots docs/pictures
 
 clean: ## take away the environment and the caches (never ./var)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

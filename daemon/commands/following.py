@@ -10,6 +10,7 @@ daemon's clock is behind ours, the last counts as met when the daemon no longer 
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from daemon.core.job import Job
 
 POLL_SECONDS = 0.25
+
+WIDEST = 100
+"""Columns of a terminal that the bars use at most."""
+
+MOST_FAILURES = 10
+"""Failed segments that the summary of a job names."""
 
 PATIENCE_SECONDS = 30.0
 """How long a daemon may be gone (a restart) before following gives up."""
@@ -121,6 +128,10 @@ class Followed:
     def ended(self) -> int:
         counts = table(self.manifest or self.progress, "counts")
         return sum(count(counts, key) for key in ("ok", "failed", "skipped", "cancelled"))
+
+    @property
+    def failed(self) -> int:
+        return count(table(self.manifest or self.progress, "counts"), "failed")
 
     def look(self, status: Document | None) -> None:
         """Read how far it is. ``status`` is the daemon's status.json of now."""
@@ -295,7 +306,7 @@ class _LiveView:
         from rich.console import Group
         from rich.text import Text
 
-        shown = [part for job in jobs for part in _bars(job)]
+        shown = [part for job in jobs for part in _bars(job, self._live.console.width)]
         shown += [Text(f"! {trouble}", style="yellow") for trouble in troubles]
         self._live.update(Group(*shown), refresh=True)
 
@@ -304,8 +315,11 @@ def _line(job: Followed) -> str:
     share = f" {job.ended}/{job.total}" if job.progress or job.manifest else ""
     eta = number(job.progress, "eta_s")
     left = f", {duration(eta)} left" if eta and job.state == "running" else ""
+    failed = f", {job.failed} failed" if job.failed and not job.over else ""
     note = word(job.progress, "note")
-    return f"{plain(job.awaited.job_id)}: {plain(job.state)}{share}{left}" + (f" ({plain(note)})" if note else "")
+    return f"{plain(job.awaited.job_id)}: {plain(job.state)}{share}{failed}{left}" + (
+        f" ({plain(note)})" if note else ""
+    )
 
 
 def _worker_lines(job: Followed) -> list[str]:
@@ -325,18 +339,24 @@ def _device(worker: Document) -> str:
     return "the CPU" if gpu is None else f"GPU {plain(gpu)}"
 
 
-def _bars(job: Followed) -> list[RenderableType]:
+def _bars(job: Followed, width: int) -> list[RenderableType]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
+    grid.width = min(width, WIDEST)
+    # The name gives way; how far it is does not.
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for _ in range(5):
+        grid.add_column(no_wrap=True)
     eta = number(job.progress, "eta_s")
     grid.add_row(
         Text(plain(job.awaited.job_id), style="bold"),
-        ProgressBar(total=max(job.total, 1), completed=job.ended, width=36),
+        ProgressBar(total=max(job.total, 1), completed=job.ended, width=24),
         Text(f"{job.ended}/{job.total}"),
         Text(plain(job.state), style="cyan"),
+        Text(f"{job.failed} failed" if job.failed else "", style="red"),
         Text(f"{duration(eta)} left" if eta and job.state == "running" else ""),
     )
     note = word(job.progress, "note")
@@ -372,11 +392,15 @@ def summary(job: Followed) -> list[str]:
     if audio_s is not None:
         pace = f", {xrt:.1f} xRT" if xrt is not None else ""
         lines.append(f"  {duration(audio_s)} of audio in {duration(wall_s)}{pace}")
-    for segment in rows(job.manifest, "segments"):
-        if word(segment, "status") == "failed":
-            error = table(segment, "error")
-            who = f"segment {plain(segment.get('index'))} ({plain(word(segment, 'speaker'))})"
-            lines.append(f"  {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
+    failed = [segment for segment in rows(job.manifest, "segments") if word(segment, "status") == "failed"]
+    for segment in failed[:MOST_FAILURES]:
+        error = table(segment, "error")
+        who = f"segment {plain(segment.get('index'))} ({plain(word(segment, 'speaker'))})"
+        lines.append(f"  {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
+    if len(failed) > MOST_FAILURES:
+        lines.append(f"  and {len(failed) - MOST_FAILURES} more; report.html shows them all")
+    if failed:
+        lines.append(f"  To try them again: dubd redo {shlex.quote(name)} --segments failed --seed new")
     lines.append(f"  {plain(job.awaited.folder)}")
     return lines
 

@@ -28,16 +28,16 @@ def execute(invocation: Invocation, *, as_json: bool) -> int:
 
 
 def show(jobs: list[Listed]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from daemon.commands.status import STYLES, ended
+    from daemon.commands.status import STYLES, ended, new_table
 
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for name, right in (("job", False), ("state", False), ("segments", True), ("failed", True), ("when", False)):
-        made.add_column(name, justify="right" if right else "left", no_wrap=True)
-    made.add_column("where", overflow="fold")
+    terminal = console()
+    narrow = terminal.is_terminal
+    # Where a job lies follows from its name; a path that is cut or folded could not be used anyway.
+    where = () if narrow else ("<where",)
+    columns = ("*job", "<state", "segments", "failed", "<when", *where)
+    made = new_table(*columns, width=terminal.width if narrow else None)
     for job in jobs:
         left = f"{duration(job.eta_s)} left" if job.eta_s is not None else ""
         spoken = count(job.counts, "ok") if job.over else ended(job.counts)
@@ -47,6 +47,6 @@ def show(jobs: list[Listed]) -> None:
             Text(f"{spoken}/{count(job.counts, 'total')}" if job.counts else "-"),
             Text(str(count(job.counts, "failed")) if job.counts else "-"),
             Text(left or moment(job.ended_at or job.received_at)),
-            Text(plain(job.place)),
+            *(() if narrow else (Text(plain(job.place)),)),
         )
-    console().print(made)
+    terminal.print(made)

@@ -148,3 +148,25 @@ def test_garbage_in_the_outbox_is_not_believed(place: Place, outbox: Path) -> No
     job.look(status(1))
     assert not job.over
     assert job.state == "taken"
+
+
+def test_a_summary_names_some_failures_and_how_to_try_them_again(place: Place, outbox: Path) -> None:
+    """A thousand lines would bury what matters."""
+    job = Followed(drop(place))
+    job.manifest = {
+        "job_id": "film",
+        "status": "failed",
+        "segments": [
+            {
+                "index": index,
+                "speaker": "anna",
+                "status": "failed",
+                "error": {"code": "nothing_spoken", "message": "hm"},
+            }
+            for index in range(50)
+        ],
+    }
+    lines = summary(job)
+    assert len([line for line in lines if "nothing_spoken" in line]) == 10
+    assert "  and 40 more; report.html shows them all" in lines
+    assert "  To try them again: dubd redo film --segments failed --seed new" in lines

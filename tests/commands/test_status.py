@@ -135,3 +135,34 @@ def test_cancel_without_a_daemon_exits_3(place: Place) -> None:
     done = place.dubd("cancel", "film")
     assert done.returncode == 3
     assert not (place.var / "inbox").exists()
+
+
+def test_eighty_columns_are_enough() -> None:
+    """Every line fits, and what is cut for it is a name or an activity: never a number or a state."""
+    counts = {"ok": 9_990, "failed": 10, "total": 10_000}
+    status = {
+        "state": "running",
+        "workers": [
+            {"worker": 15, "gpu": 7, "state": "restarting", "restarts": 12, "memory_bytes": 23_900_000_000,
+             "in_flight": 64, "slots": 64, "spoken": 123_456, "speaker": "anna " * 20, "activity": "decoding"}
+        ],
+        "jobs": [{"job_id": "film " * 24, "state": "publishing", "counts": counts, "eta_s": 7260.0}],
+        "recent": [{"job_id": "film " * 24, "status": "cancelled", "ended_at": 1.0, "counts": counts}],
+    }  # fmt: skip
+    sink = io.StringIO()
+    Console(file=sink, width=80).print(view(status, width=80))
+    lines = sink.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for whole in ("GPU 7", "restarting", "12", "23.9 GB", "64/64", "123456", "publishing", "10000/10000", "2 h 01 min"):
+        assert whole in sink.getvalue(), whole
+    assert "cancelled" in sink.getvalue()
+
+
+def test_the_last_failures_say_what_to_do() -> None:
+    """Those of one job that failed alike in one line."""
+    failure = {"job_id": "film", "code": "nothing_spoken", "message": "silence"}
+    sink = io.StringIO()
+    failures = [{**failure, "index": index} for index in (5, 3, 4)]
+    Console(file=sink, width=200).print(view({"failures": failures}))
+    assert "film: segment 3-5 failed: nothing_spoken: silence" in sink.getvalue()
+    assert "Redo it with a new seed" in sink.getvalue()

@@ -21,7 +21,8 @@ def worker(number: int, **more: Any) -> dict[str, Any]:
     return {
         "worker": number, "gpu": number // 2, "device": "cuda:0", "pid": 7 + number, "engine": "fish", "state": "busy",
         "loads": 1, "restarts": 0, "slots": 8, "in_flight": 8, "spoken": 120,
-        "activity": "decoding 8 rows", "job": "film", "speaker": "anna", "memory_bytes": 6_000_000_000, "error": None, **more,
+        "activity": "decoding 8 rows", "job": "film", "speaker": "anna", "memory_bytes": 6_000_000_000, "error": None,
+        **more,
     }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def status(**more: Any) -> dict[str, Any]:
         "schema": 1, "seq": 1, "pid": 4242, "host_id": "a", "version": "0.1", "started_at": time.time() - 7300,
         "updated_at": time.time(), "state": "running", "paused": False, "config": None,
         "engine": {"name": "fish", "model": "s1-mini", "version": "0.1.0"},
-        "workers": [worker(0), worker(1, state="broken", in_flight=0, error="bad_checkpoint: model.pth is missing"), worker(2)],
+        "workers": [worker(0), worker(1, state="broken", in_flight=0, error="bad_checkpoint: no model.pth"), worker(2)],
         "jobs": [job], "recent": [{"job_id": "a #1?", "status": "done", "ended_at": 9.0, "counts": COUNTS}],
         "failures": [failure, {**failure, "index": 4}],
         "inbox": {"waiting": 2, "reachable": True},
@@ -76,7 +77,7 @@ def test_what_the_page_says(browser: Browser, file: Path) -> None:
     browser.open(file)
     said = text(browser)
     for part in (
-        "GPU 0", "GPU 1", "12.0 GB of 16.0 GB", "anna", "decoding 8 rows", "bad_checkpoint: model.pth is missing",
+        "GPU 0", "GPU 1", "12.0 GB of 16.0 GB", "anna", "decoding 8 rows", "bad_checkpoint: no model.pth",
         "21 of 46, 1 min 23 s left", "600 segments", "2 more in the inbox", "the disk is full", "2 of 3", "2 h 01 min",
         "segments 3 (anna), 4 (anna)", "nothing_spoken: silence", "Redo it with a new seed",
     ):  # fmt: skip

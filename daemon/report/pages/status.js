@@ -147,7 +147,7 @@
     for (const failure of status.failures) {
       const key = JSON.stringify([failure.job_id, failure.code, failure.message]);
       if (!alike.has(key)) alike.set(key, { ...failure, places: [] });
-      alike.get(key).places.push(`${failure.index} (${failure.speaker})`);
+      alike.get(key).places.unshift(`${failure.index} (${failure.speaker})`);
     }
     fill("failures", [...alike.values()].map((failure) => make("li", {},
       make("p", { class: "where" }, said(failure.job_id), " \u00b7 ", said(`${failure.places.length === 1 ? "segment" : "segments"} ${failure.places.join(", ")}`),
