@@ -45,7 +45,7 @@ def status(**more: Any) -> dict[str, Any]:
         "engine": {"name": "fish", "model": "s1-mini", "version": "0.1.0"},
         "workers": [worker(0), worker(1, state="broken", in_flight=0, error="bad_checkpoint: no model.pth"), worker(2)],
         "jobs": [job], "recent": [{"job_id": "a #1?", "status": "done", "ended_at": 9.0, "counts": COUNTS}],
-        "failures": [failure, {**failure, "index": 4}],
+        "failures": [{**failure, "index": 4}, failure],
         "inbox": {"waiting": 2, "reachable": True},
         "throughput": {"segments_per_minute": 60.0, "audio_s_per_s": 2.5, "last_hour": hour},
         "warnings": ["the disk is full"], **more,
