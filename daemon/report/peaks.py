@@ -15,6 +15,7 @@ BARS = 64
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 _BLOCK_SAMPLES = 1 << 20
+_FULL_SCALE = 32_767.0
 
 
 def outline(recording: soundfile.SoundFile) -> str:
@@ -26,12 +27,17 @@ def outline(recording: soundfile.SoundFile) -> str:
     stretch = max(1, -(-recording.frames // BARS))
     # A long one is read in pieces that are whole stretches.
     block = stretch * max(1, _BLOCK_SAMPLES // recording.channels // stretch)
+    # In whole numbers the loudest is found several times faster, and most recordings hold them; a recording of floats
+    # would be read as nothing but -1, 0 and 1.
+    whole = recording.subtype.startswith("PCM_")
     loudest = []
-    while len(samples := recording.read(block, dtype="float32", always_2d=True)):
-        size = np.nan_to_num(np.abs(samples).max(axis=1), nan=0.0, posinf=1.0)
-        whole = np.pad(size, (0, -len(size) % stretch))
-        loudest.append(whole.reshape(-1, stretch).max(axis=1))
+    while len(samples := recording.read(block, dtype="int16" if whole else "float32", always_2d=True)):
+        full = samples if len(samples) % stretch == 0 else np.pad(samples, ((0, -len(samples) % stretch), (0, 0)))
+        by_stretch = full.reshape(-1, stretch * recording.channels)
+        highest, lowest = by_stretch.max(axis=1).astype(float), by_stretch.min(axis=1).astype(float)
+        loudest.append(np.maximum(highest, -lowest) / (_FULL_SCALE if whole else 1.0))
     if not loudest:
         return ""
-    levels = np.rint(np.sqrt(np.minimum(np.concatenate(loudest)[:BARS], 1.0)) * (len(DIGITS) - 1)).astype(int)
+    amplitude = np.clip(np.nan_to_num(np.concatenate(loudest)[:BARS], nan=0.0, posinf=1.0), 0.0, 1.0)
+    levels = np.rint(np.sqrt(amplitude) * (len(DIGITS) - 1)).astype(int)
     return "".join(DIGITS[level] for level in levels)
