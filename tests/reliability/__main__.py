@@ -26,7 +26,7 @@ def simulator(short: bool) -> Iterator[Row]:
     yield Row("simulator: random histories", summary.histories, summary.histories - len(summary.failed), note)
     report = run_scale(20, 20_000) if short else run_scale(1_000, 1_000_000)
     print(report, flush=True)
-    note = f"{report.median_us:.0f} us an event, steepness {report.steepness:.2f}"
+    note = f"{report.mean_us:.0f} us an event, steepness {report.steepness:.2f}"
     # A short run is too short for its steepness to say anything.
     sound = report.problem is None and (short or report.steepness < FLAT)
     yield Row(f"simulator: {report.workers:,} GPUs, {report.segments:,} segments", 1, int(sound), note)
