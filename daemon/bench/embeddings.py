@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import anyio
 
 import workers.protocol
-from daemon.bench.figures import Figure, Tell, median
+from daemon.bench.figures import Figure, Tell
 from daemon.commands.invocation import CommandFailed
 from daemon.core.dealing import Speaker
 from daemon.embeddings.computation import Computation, Listener, Options, Places, Report
@@ -42,11 +43,18 @@ class Embeddings:
             corpus = self._make(name, sizes)
             speakers, utterances = _numbers(sizes)
             what = f"embeddings, {name} ({speakers:,} speakers, {utterances:,} utterances)"
-            self._read(corpus)  # the page cache is warm for everybody
-            bound = self._timed(f"{what}: reading alone", partial(self._read, corpus))
-            pool = self._timed(f"{what}: plain pool", partial(self._pool, corpus))
-            ours = self._timed(f"{what}: {many} processes", partial(self._compute, corpus, many))
-            one = self._timed(f"{what}: 1 process", partial(self._compute, corpus, 1))
+            # One after the other, so that what else the machine does falls on all alike.
+            times: list[tuple[float, ...]] = []
+            for turn in range(self._repeats):
+                self._tell(f"{what}, turn {turn + 1} of {self._repeats}")
+                runs = (
+                    partial(self._read, corpus),
+                    partial(self._pool, corpus),
+                    partial(self._compute, corpus, many),
+                    partial(self._compute, corpus, 1),
+                )
+                times.append(tuple(_from_disk(corpus, run) for run in runs))
+            bound, pool, ours, one = (statistics.median(column) for column in zip(*times, strict=True))
             yield Figure(f"{what}, {many} processes", utterances / ours, "utterances/s", pool / ours)
             yield Figure(f"{what}, 1 process", utterances / one, "utterances/s")
             yield Figure(f"{what}, the plain pool of {many}", utterances / pool, "utterances/s", 1.0)
@@ -61,11 +69,8 @@ class Embeddings:
         self._tell(f"making the {name} corpus")
         corpus = self._folder / name
         self._run("make", str(corpus), *sizes)
+        os.sync()  # what is not on disk yet can't be taken out of memory
         return corpus
-
-    def _timed(self, what: str, run: Callable[[], float]) -> float:
-        self._tell(what)
-        return median(self._repeats, run)
 
     def _run(self, *arguments: str) -> float:
         """Seconds that the script took, its start included, as for our own processes."""
@@ -123,6 +128,17 @@ class Embeddings:
             raise CommandFailed("dubd embeddings has failed")
         shutil.rmtree(output)
         return usage.ru_maxrss / 1024
+
+
+def _from_disk(corpus: Path, run: Callable[[], float]) -> float:
+    """Run it with the corpus's files out of the page cache: a corpus is larger than memory, or read for the first
+    time."""
+    for folder, _, names in os.walk(corpus):
+        for name in names:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+    return run()
 
 
 def _numbers(sizes: tuple[str, ...]) -> tuple[int, int]:

@@ -93,8 +93,9 @@ class Dealer:
         self._complete = True
 
     @property
-    def waiting(self) -> bool:
-        return bool(self._waiting or self._suspects)
+    def waiting(self) -> int:
+        """Speakers that are known and at no process."""
+        return len(self._waiting) + len(self._suspects)
 
     @property
     def in_hand(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -146,6 +147,7 @@ class Computation:
         self._draining = False
         self._paused = False
         self._failure: str | None = None
+        self._folders: set[Path] = set()
         self.total: int | None = None
         """Speakers in the corpus, once they have been counted."""
 
@@ -167,6 +169,7 @@ class Computation:
                 self._wake = anyio.Event()
             # Nothing is out any more: to end them at once loses nothing.
             tasks.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(_sync, self._folders)
         if self._failure is not None:
             raise ComputationFailed(self._failure)
 
@@ -227,7 +230,8 @@ class Computation:
         for number in range(min(self._options.processes, self._share())):
             process = self._processes.get(number)
             if process is None:
-                if not self._dealer.waiting:
+                starting = sum(not other.ready for other in self._processes.values())
+                if starting >= self._dealer.waiting:
                     break
                 process = self._processes[number] = _Process(WorkerProcess(self._command), anyio.current_time())
                 tasks.start_soon(self._keep, number, process)
@@ -240,6 +244,7 @@ class Computation:
     def _speaker_message(self, dealt: Dealt) -> Message:
         places = self._places(dealt.speaker)
         assert places is not None
+        self._folders.add(places.output.parent)
         return {
             "type": "speaker",
             "ticket": dealt.ticket,
@@ -365,6 +370,13 @@ _RESULT_FIELDS: dict[str, type] = {
 
 def _next(speakers: Iterator[Speaker], count: int) -> list[Speaker]:
     return list(islice(speakers, count))
+
+
+def _sync(folders: set[Path]) -> None:
+    """Make the names of the results last, and those of their folders."""
+    for folder in folders | {folder.parent for folder in folders}:
+        with suppress(OSError):
+            files.fsync_folder(folder)
 
 
 def _count(speakers: Iterator[Speaker]) -> int | None:

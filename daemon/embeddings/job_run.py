@@ -247,6 +247,8 @@ class EmbeddingsRun(JobRun):
 
     async def _record(self, reports: list[Report]) -> None:
         record = self.job.record(reports)
+        # The files are synced; their names must last before the journal says so.
+        await self._insist("writing to the state folder", self._sync_stored)
         await self._recorder.record(self.job, record)
         self.job.take(record)
         for report in reports:
@@ -258,6 +260,9 @@ class EmbeddingsRun(JobRun):
                     code=report.code,
                     message=report.message,
                 )
+
+    async def _sync_stored(self) -> None:
+        await anyio.to_thread.run_sync(files.fsync_folder, self.job.segments_folder)
 
     async def _publish_all(self) -> None:
         while names := self.job.unpublished_results()[:PUBLISHED_AT_ONCE]:

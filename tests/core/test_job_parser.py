@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.core.job import Job, JobRejected, Limits, Output, Parameters, Reason, Reference, Segment, Speaker
+from daemon.core.job import (
+    EmbeddingsJob,
+    Job,
+    JobRejected,
+    Limits,
+    Output,
+    Parameters,
+    Reason,
+    Reference,
+    Segment,
+    Speaker,
+)
 from daemon.core.job_parser import fold_job_id, job_id_problem, parse_job
 from daemon.core.reasons import MOST_REASONS
 
@@ -70,6 +81,15 @@ def test_a_minimal_job() -> None:
     assert (job.language, job.priority, job.parameters, job.output) == ("en", 0, Parameters(), Output())
     assert (job.task, job.results, job.ignored) == ("speak", None, ())
     assert job.segments == (Segment(0, "0", ""),)
+
+
+def test_a_job_of_speaker_embeddings() -> None:
+    """Another kind, without segments; what it does not say, the configuration does."""
+    job = parse((JOBS / "good/speaker_embeddings.json").read_bytes(), stem="voices")
+    said = {"utterances_dir": "corpora/u", "min_utterances": 1, "chunk_size": 10, "skip_existing": True}
+    assert job == EmbeddingsJob("voices", (), (), **said)  # type: ignore[arg-type]
+    bare = parse(b'{"kind": "speaker_embeddings", "utterances_dir": "/u", "exclude_filename_pattern": "*_aug*"}')
+    assert bare == EmbeddingsJob("film", (), (), utterances_dir="/u", exclude_filename_pattern=("*_aug*",))
 
 
 def test_aliases() -> None:
@@ -228,7 +248,19 @@ HOSTILE: dict[str, tuple[bool, set[tuple[str, str]]]] = {
     ),
     "nothing_to_do": (False, {("$.segments", "nothing_to_do")}),
     "schema_2": (False, {("$.schema", "schema_unsupported")}),
-    "speaker_embeddings": (False, {("$.kind", "kind_unsupported")}),
+    "speaker_embeddings": (
+        False,
+        {
+            ("$.job_id", "bad_job_id"),
+            ("$.utterances_dir", "empty_path"),
+            ("$.min_utterances", "out_of_range"),
+            ("$.chunk_size", "wrong_type"),
+            ("$.skip_existing", "wrong_type"),
+            ("$.num_processes", "unknown_field"),
+            ("$.segments", "unknown_field"),
+            ("$.exclude_filename_prefix", "wrong_type"),
+        },
+    ),
     "kind": (False, {("$.kind", "bad_kind")}),
     "localclip_mode": (False, {("$.mode", "bad_mode")}),
     "localclip_generate": (

@@ -16,7 +16,8 @@ The frames are those of ``workers.protocol``. The end of standard input ends the
 
 ``utterances`` is the folder that holds DATASET/SPEAKER/UTTERANCE; ``device`` and ``inode`` say which folder was meant
 when its path was checked, and unless ``follow_links`` is true nothing below it is reached through a link. ``output`` is
-the file to make and ``existing`` a list of files, any of which makes the work needless if it holds a whole result.
+the file to make and ``existing`` a list of files, any of which makes the work needless if it holds a whole result. The
+file of an ``ok`` is synced and under its name; to sync its folder is the daemon's.
 
 ``status`` is one of: ``ok`` {found, utterances, failed, dim, sha256}; ``skipped`` {existing: position in that list,
 utterances, failed, dim}; ``too_few`` {found}: fewer utterances than ``min_utterances``, nothing was loaded;

@@ -1,7 +1,7 @@
 """What speaker embeddings are measured against, on the same files and with the same functions.
 
 ``python -m workers.embeddings.bench make FOLDER COUNTxUTTERANCES…`` makes a corpus; ``bound FOLDER N`` only reads and
-safely unpickles it, which nothing that reads it can beat; ``pool FOLDER N OUTPUT`` computes it by a plain
+safely unpickles it, to arrays, which nothing that reads it can beat; ``pool FOLDER N OUTPUT`` computes it by a plain
 multiprocessing.Pool of N contiguous equal splits of the speakers, the way it is usually done.
 """
 
@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.embeddings.pickles import read_pickle
 from workers.embeddings.result import encode_pickle, make_result
 from workers.embeddings.serve import write_whole
 from workers.embeddings.speaker import mean_of
-from workers.embeddings.utterance import is_utterance, read_file
+from workers.embeddings.utterance import is_utterance, parse_utterance, read_file
 
 DIMENSIONS = 256
 DATASETS = 4
@@ -65,7 +64,7 @@ def speakers(corpus: str) -> list[Speaker]:
 def read(speaker: Speaker) -> None:
     folder = os.open(os.path.join(*speaker), os.O_RDONLY | os.O_DIRECTORY)
     for name in os.listdir(folder):
-        read_pickle(read_file(name, folder, follow_links=False))
+        parse_utterance(name, read_file(name, folder, follow_links=False))
     os.close(folder)
 
 

@@ -12,6 +12,7 @@ containers that older protocols name. The names are those that numpy's ``__reduc
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -23,7 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_NUMBERS = 1 << 24
-"""Most numbers in one embedding; a list that holds itself by reference may claim any number of them."""
+"""Most numbers in one embedding."""
+
+MOST_IN_NESTED_LISTS = 1 << 18
+"""Most numbers and lists in a nested list; one whose lists are the same list again may claim any number of them."""
 
 DEEPEST_LIST = 32
 
@@ -84,10 +88,15 @@ class Type:
         """numpy's own, made from the two texts that were checked."""
         if not self.plain:
             raise PickleRefused("unreadable", "an array with fields can't be read")
-        try:
-            return np.dtype(self.order + self.code)
-        except TypeError:
-            raise PickleRefused("unreadable", f"numpy has no type {self.code}") from None
+        return _dtype(self.order + self.code)
+
+
+@functools.lru_cache(maxsize=64)
+def _dtype(text: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(text)
+    except TypeError:
+        raise PickleRefused("unreadable", f"numpy has no type {text}") from None
 
 
 class Array:
@@ -130,7 +139,7 @@ class Array:
             if type(self._raw) is not list or len(self._raw) != count or (self._fortran and len(shape) > 1):
                 raise PickleRefused("unreadable", "an array of objects can't be read")
             parts: list[NDArray[Any]] = []
-            _collect(self._raw, parts, budget, depth + 1)
+            _collect(self._raw, parts, min(budget, MOST_IN_NESTED_LISTS), depth + 1)
             return np.concatenate(parts) if parts else np.empty(0)
         dtype = self._type.dtype()
         if dtype.kind not in _NUMBER_KINDS:
@@ -238,7 +247,7 @@ def flat(value: Any) -> NDArray[Any]:
         if set(map(type, value)) <= {float, int}:
             return np.array(value, dtype=np.float64)
         parts: list[NDArray[Any]] = []
-        _collect(value, parts, MOST_NUMBERS, 0)
+        _collect(value, parts, MOST_IN_NESTED_LISTS, 0)
         return np.concatenate(parts) if parts else np.empty(0)
     except (OverflowError, RecursionError, MemoryError) as error:
         raise PickleRefused("unreadable", f"its embedding can't be read: {_words(error)}") from None
@@ -266,7 +275,7 @@ def _collect(values: Any, parts: list[NDArray[Any]], budget: int, depth: int) ->
         else:
             raise PickleRefused("unreadable", f"its embedding holds {_a(value)}, which is no number")
         if budget < 0:
-            raise PickleRefused("unreadable", f"its embedding has more than {MOST_NUMBERS:,} numbers")
+            raise PickleRefused("unreadable", "its embedding is a list of too many numbers and lists")
     if numbers:
         parts.append(np.array(numbers))
     return budget

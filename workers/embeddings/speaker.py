@@ -57,17 +57,19 @@ def mean_of(
         SpeakerFailed: none can be used, or they differ in their number of dimensions.
     """
     total = _Sum(on_problem)
-    for name in names:
-        on_read()
-        try:
-            utterance = parse_utterance(name, read_file(name, folder, follow_links=follow_links))
-        except BadUtterance as bad:
-            total.fail(name, bad)
-        except MemoryError:
-            total.fail(name, BadUtterance("too_large", "it needs more memory than a process may use"))
-        else:
-            total.add(name, utterance)
-    return total.mean()
+    # What is too large for float64 is found by its result.
+    with np.errstate(all="ignore"):
+        for name in names:
+            on_read()
+            try:
+                utterance = parse_utterance(name, read_file(name, folder, follow_links=follow_links))
+            except BadUtterance as bad:
+                total.fail(name, bad)
+            except MemoryError:
+                total.fail(name, BadUtterance("too_large", "it needs more memory than a process may use"))
+            else:
+                total.add(name, utterance)
+        return total.mean()
 
 
 class _Sum:
@@ -77,7 +79,7 @@ class _Sum:
         self._on_problem = on_problem
         self._sum: NDArray[np.float64] | None = None
         self._block: NDArray[np.float64] = np.empty((0, 0))
-        self._waiting: list[tuple[str, Utterance]] = []
+        self._waiting: list[tuple[str, str, str]] = []
         self._first = ""
         self._last_problem: BadUtterance | None = None
         self._ids: list[str] = []
@@ -96,10 +98,8 @@ class _Sum:
             return
         if len(self._waiting) == ROWS:
             self._take_block()
-        with np.errstate(all="ignore"):
-            self._block[len(self._waiting)] = vector
-        # The vector is not kept: only the id and the path are still wanted.
-        self._waiting.append((name, utterance._replace(embedding=_NOTHING)))
+        self._block[len(self._waiting)] = vector
+        self._waiting.append((name, utterance.utterance_id, utterance.original_path))
 
     def _fits(self, name: str, vector: NDArray[Any]) -> bool:
         """Whether a vector of other dimensions can be taken: it can as long as nothing is in the sum. False when it is
@@ -124,20 +124,20 @@ class _Sum:
         if not count:
             return
         rows = self._block[:count]
-        finite: NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=1))
-        if not finite.all():
-            for (name, _), fine in zip(self._waiting, finite, strict=True):
+        block: NDArray[np.float64] = rows.sum(axis=0)
+        # A sum is finite only if all that is in it is; the rows are looked at when it is not.
+        if not np.isfinite(block).all():
+            finite: NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=1))
+            for (name, _, _), fine in zip(self._waiting, finite, strict=True):
                 if not fine:
                     self.fail(name, _not_finite())
             self._waiting = [entry for entry, fine in zip(self._waiting, finite, strict=True) if fine]
-            rows = rows[finite]
-        if len(rows):
-            with np.errstate(all="ignore"):
-                block = rows.sum(axis=0)
-                self._sum = block if self._sum is None else self._sum + block
+            block = rows[finite].sum(axis=0)
+        if self._waiting:
+            self._sum = block if self._sum is None else self._sum + block
             self._first = self._first or self._waiting[0][0]
-            self._ids += [utterance.utterance_id for _, utterance in self._waiting]
-            self._paths += [utterance.original_path for _, utterance in self._waiting]
+            self._ids += [utterance_id for _, utterance_id, _ in self._waiting]
+            self._paths += [path for _, _, path in self._waiting]
         self._waiting = []
 
     def mean(self) -> Mean:
@@ -151,9 +151,6 @@ class _Sum:
         if not np.isfinite(embedding).all():
             raise SpeakerFailed("overflow", "the sum of its embeddings is too large for float64", self._failed)
         return Mean(embedding, self._ids, self._paths, self._failed)
-
-
-_NOTHING: NDArray[Any] = np.empty(0)
 
 
 def _not_finite() -> BadUtterance:

@@ -51,11 +51,12 @@ class BadUtterance(Exception):
 def is_utterance(name: str, exclude_prefixes: Sequence[str], exclude_patterns: Sequence[str]) -> bool:
     """Whether a file of this name counts: the suffix in any case, not hidden, and not left out by how its name begins
     or by a pattern of the shell (case matters)."""
-    return (
-        name.lower().endswith(SUFFIXES)
-        and not name.startswith(".")
-        and not name.startswith(tuple(exclude_prefixes))
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude_patterns)
+    if name[-4:].lower() not in SUFFIXES or name[0] == ".":
+        return False
+    if not exclude_prefixes and not exclude_patterns:
+        return True
+    return not name.startswith(tuple(exclude_prefixes)) and not any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in exclude_patterns
     )
 
 
