@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,9 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(_OF_THE_RUNNER):
             del os.environ[name]
+    # A shell starts what runs in its background deaf to Ctrl-C, and the programs under test would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ THIRD_PARTY_OF_WORKERS = {
     "workers.engines.draft": {"numpy", "soundfile", "espeakng_loader"},
     "workers.engines.fish": {
         "numpy", "soundfile", "torch", "fish_speech", "hydra", "omegaconf", "tiktoken", "loguru", "dac", "einops",
-        "soxr",
+        "soxr", "triton",
     },
 }  # fmt: skip
 """What each package of the workers may import beside the standard library; the nearest package counts. Hydra and the
-others of fish's list come with fish-speech."""
+others of fish's list come with fish-speech, triton with torch where there is CUDA."""
 
 
 def modules(package: str) -> list[Path]:

@@ -331,7 +331,9 @@ class DaemonUnderTest:
     def check_nothing_left(self) -> None:
         """After the last manifest: no job in state/, no claim in the inbox, no temporary file in the outbox."""
         wait_for(lambda: not list((self.state / "jobs").iterdir()), "the clearing of state/jobs")
-        assert [path for path in self.inbox.glob(".claimed/*/*") if path.is_dir()] == []
+        wait_for(
+            lambda: not [path for path in self.inbox.glob(".claimed/*/*") if path.is_dir()], "the end of the claims"
+        )
         assert list(self.outbox.glob("*/.*")) == []
 
     def end_test(self) -> None:
