@@ -50,14 +50,28 @@ class Run:
             await self.computation.run()
         finally:
             self.corpus.close()
-        assert not descendants(os.getpid()), "every process has ended"
+        assert not _ours(), "every process has ended"
         found = {report.speaker.name: report.code or report.status for report in self.reports}
         assert len(found) == len(self.reports), "one report a speaker"
         return found
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _know_others() -> None:
+    """Processes that other tests have left running for their whole session."""
+    _others.clear()
+    _others.update(descendants(os.getpid()))
+
+
+def _ours() -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if pid not in _others]
+
+
 def kill_all(number: signal.Signals = signal.SIGKILL) -> None:
-    for pid in descendants(os.getpid()):
+    for pid in _ours():
         os.kill(pid, number)
 
 
@@ -110,7 +124,7 @@ async def test_no_more_processes_than_work(tmp_path: Path) -> None:
     """They start as there is something for them."""
     make_corpus(tmp_path / "in", {"d/s": 2})
     seen: set[int] = set()
-    run = Run(tmp_path, processes=5, on_send=lambda speaker: seen.update(descendants(os.getpid())))
+    run = Run(tmp_path, processes=5, on_send=lambda speaker: seen.update(_ours()))
     assert await run.run() == {"s": "ok"}
     assert len(seen) == 1
 
