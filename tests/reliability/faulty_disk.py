@@ -42,7 +42,7 @@ _NAMES = (
     (re.compile(r"\d{20}-[0-9a-f]{8}"), "TOKEN"),
     (re.compile(r"(?<=\.claimed/)[0-9a-f]{16}"), "HOST"),
     (re.compile(r"\.[0-9a-f]+-[0-9a-f]{12}\.part"), ".PART"),
-    (re.compile(r"(?<=/segments/)\.\d+(?=\.)"), ".TICKET"),
+    (re.compile(r"(?<=/segments/)\.[0-9a-f]{8}-\d+(?=\.)"), ".TICKET"),
     (re.compile(r"[0-9a-f]{64}"), "SHA256"),
     (re.compile(r" \(deleted\)$"), ""),
 )
