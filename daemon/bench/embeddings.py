@@ -97,7 +97,7 @@ class Embeddings:
         failed: list[Report] = []
 
         def places(speaker: Speaker) -> Places:
-            return Places(output / speaker.dataset / f"{speaker.name}.pkl")
+            return Places(f"{output}/{speaker.dataset}/{speaker.name}.pkl")
 
         def hear(report: Report) -> None:
             if report.status != "ok":

@@ -99,7 +99,7 @@ async def _compute(settings: Settings, utterances_dir: Path, speakers_dir: Path)
     skip = settings.embeddings.skip_existing
 
     def places(speaker: Any) -> Places:
-        file = speakers_dir / speaker.dataset / f"{speaker.name}.{options.form}"
+        file = f"{speakers_dir}/{speaker.dataset}/{speaker.name}.{options.form}"
         return Places(file, (file,) if skip else ())
 
     tally = Tally()

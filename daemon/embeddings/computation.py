@@ -83,10 +83,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a speaker's result goes, and where a whole one may lie already."""
+    """The path where a speaker's result goes, and those where a whole one may lie already."""
 
-    output: Path
-    existing: tuple[Path, ...] = ()
+    output: str
+    existing: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -121,21 +121,23 @@ def process_command() -> EmbeddingsCommand:
 
 
 class Computation:
-    """``places`` says where a speaker's result goes, or None for one that is not wanted. ``share``: how many processes
-    may work now, when others want some too; ``changed`` has it asked again."""
+    """``places`` says where a speaker's result goes, ``wanted`` (in a thread) whether it is to be computed at all.
+    ``share``: how many processes may work now, when others want some too; ``changed`` has it asked again."""
 
     def __init__(
         self,
         corpus: Corpus,
         options: Options,
-        places: Callable[[Speaker], Places | None],
+        places: Callable[[Speaker], Places],
         listener: Listener,
         *,
+        wanted: Callable[[Speaker], bool] = lambda speaker: True,
         share: Callable[[], int] | None = None,
     ) -> None:
         self._corpus = corpus
         self._options = options
         self._places = places
+        self._wanted = wanted
         self._listener = listener
         self._share = share or (lambda: options.processes)
         self._dealer = Dealer(processes=options.processes, chunk_size=options.chunk_size)
@@ -147,7 +149,7 @@ class Computation:
         self._draining = False
         self._paused = False
         self._failure: str | None = None
-        self._folders: set[Path] = set()
+        self._folders: set[str] = set()
         self.total: int | None = None
         """Speakers in the corpus, once they have been counted."""
 
@@ -199,8 +201,7 @@ class Computation:
     # --- the corpus -----------------------------------------------------------------------------------------
 
     async def _list(self) -> None:
-        speakers = self._corpus.speakers()
-        wanted = (speaker for speaker in speakers if self._places(speaker) is not None)
+        wanted = filter(self._wanted, self._corpus.speakers())
         while True:
             while self._dealer.room < LISTED_AT_ONCE:
                 self._room = anyio.Event()
@@ -243,15 +244,14 @@ class Computation:
 
     def _speaker_message(self, dealt: Dealt) -> Message:
         places = self._places(dealt.speaker)
-        assert places is not None
-        self._folders.add(places.output.parent)
+        self._folders.add(os.path.dirname(places.output))
         return {
             "type": "speaker",
             "ticket": dealt.ticket,
             "dataset": dealt.speaker.dataset,
             "speaker": dealt.speaker.name,
-            "output": str(places.output),
-            "existing": [str(path) for path in places.existing],
+            "output": places.output,
+            "existing": list(places.existing),
         }
 
     async def _keep(self, number: int, process: _Process) -> None:
@@ -290,9 +290,9 @@ class Computation:
 
     def _remove_leftovers(self, number: int, process: _Process) -> None:
         """What it was writing when it died."""
-        places = (self._places(dealt.speaker) for dealt in self._dealer.holding(number))
-        for folder in {place.output.parent for place in places if place is not None}:
-            for path in folder.glob(f".{process.transport.pid or 0:x}-*.part"):
+        outputs = (self._places(dealt.speaker).output for dealt in self._dealer.holding(number))
+        for folder in {os.path.dirname(output) for output in outputs}:
+            for path in Path(folder).glob(f".{process.transport.pid or 0:x}-*.part"):
                 files.discard(path)
 
     def _hear_line(self, number: int, process: _Process, line: str) -> None:
@@ -372,11 +372,11 @@ def _next(speakers: Iterator[Speaker], count: int) -> list[Speaker]:
     return list(islice(speakers, count))
 
 
-def _sync(folders: set[Path]) -> None:
+def _sync(folders: set[str]) -> None:
     """Make the names of the results last, and those of their folders."""
-    for folder in folders | {folder.parent for folder in folders}:
+    for folder in folders | {os.path.dirname(folder) for folder in folders}:
         with suppress(OSError):
-            files.fsync_folder(folder)
+            files.fsync_folder(Path(folder))
 
 
 def _count(speakers: Iterator[Speaker]) -> int | None:

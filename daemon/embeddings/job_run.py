@@ -151,16 +151,16 @@ class EmbeddingsRun(JobRun):
         skip = job.asked.skip_existing
         skip = self._jobs.settings.embeddings.skip_existing if skip is None else skip
 
-        def places(speaker: Speaker) -> Places | None:
-            name = (speaker.dataset, speaker.name)
-            if name in job.speakers:
-                return None
-            stored = job.stored_result(speaker, options.form)
-            published = self._folder / result_name(name, options.form)
+        def places(speaker: Speaker) -> Places:
+            stored = str(job.stored_result(speaker, options.form))
+            published = f"{self._folder}/{result_name((speaker.dataset, speaker.name), options.form)}"
             return Places(stored, (stored, published) if skip else (stored,))
 
+        def wanted(speaker: Speaker) -> bool:
+            return (speaker.dataset, speaker.name) not in job.speakers
+
         listener = Listener(self._take_report, self._tell_problem, self._tell_line)
-        self._computation = Computation(corpus, options, places, listener, share=self._share)
+        self._computation = Computation(corpus, options, places, listener, wanted=wanted, share=self._share)
         self._began_at, self._ended_before = time.monotonic(), len(job.speakers)
         self._tell_others()
         log.info("computing", job=job.job_id, utterances_dir=str(corpus.path), processes=options.processes)

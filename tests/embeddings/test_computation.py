@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,9 +39,8 @@ class Run:
         self.computation = Computation(self.corpus, Options(**values), self._places, listener)  # type: ignore[arg-type]
 
     def _places(self, speaker: Speaker) -> Places:
-        if threading.current_thread() is threading.main_thread():
-            self._on_send(speaker)
-        return Places(self.folder / "out" / speaker.dataset / f"{speaker.name}.pkl")
+        self._on_send(speaker)
+        return Places(f"{self.folder}/out/{speaker.dataset}/{speaker.name}.pkl")
 
     async def run(self) -> dict[str, str]:
         """Speaker → what became of it."""

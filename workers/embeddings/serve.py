@@ -16,7 +16,6 @@ import resource
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -183,8 +182,9 @@ class Desk:
         self._corpus = corpus
         self._writer = writer
         self._reports = reports
-        self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
-        self._room = threading.BoundedSemaphore(MOST_UNFINISHED)
+        self._unfinished: queue.Queue[tuple[str, bytes, dict[str, Any]]] = queue.Queue(MOST_UNFINISHED)
+        for _ in range(FINISHERS):
+            threading.Thread(target=self._finish, name="finisher", daemon=True).start()
         self._folders: set[str] = set()
         self._progress = 0
 
@@ -263,15 +263,19 @@ class Desk:
             "dim": int(mean.embedding.size),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        self._room.acquire()
-        self._finishers.submit(self._finish, output, data, result)
+        self._unfinished.put((output, data, result))
 
     def _tell_problem(self, ticket: int, name: str, bad: BadUtterance) -> None:
         message = str(bad)[:MESSAGE_CHARACTERS]
         self._writer.send({"type": "problem", "ticket": ticket, "file": name, "code": bad.code, "message": message})
 
-    def _finish(self, output: str, data: bytes, result: dict[str, Any]) -> None:
-        """In a finisher thread: the file under its name, whole."""
+    def _finish(self) -> None:
+        """A finisher thread."""
+        while True:
+            self._finish_one(*self._unfinished.get())
+
+    def _finish_one(self, output: str, data: bytes, result: dict[str, Any]) -> None:
+        """The file under its name, whole."""
         folder = os.path.dirname(output)
         try:
             if folder not in self._folders:
@@ -291,7 +295,6 @@ class Desk:
             self._reports.add(result)
         finally:
             self._advance()
-            self._room.release()
 
 
 def write_whole(path: str, data: bytes) -> None:
