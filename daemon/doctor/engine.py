@@ -145,7 +145,9 @@ def check_packages(settings: Settings, environ: Mapping[str, str], gpus: Sequenc
         yield Finding.fail(name, f"the interpreter says: {error or answer}", "Mend its environment; see README.md.")
         return
     for module, problem in found["missing"].items():
-        mend = f"{command.python} -m pip install " + {"fish_speech": "fish-speech==0.1.0"}.get(module, module)
+        # pip can't resolve fish-speech's pins beside anything else's: its lock goes in without dependencies.
+        lock = "--no-deps -r requirements/full.txt, from the checkout (after -r requirements/torch.txt)"
+        mend = f"{command.python} -m pip install " + (lock if module != "torch" else "torch")
         yield Finding.fail(name, f"{module} can't be imported: {problem}", mend)
     if "torch" not in found:
         return
