@@ -64,6 +64,7 @@ class Life:
         sys.stderr.flush()
         self.log = log
         self.status: int | None = None
+        self._waited_for = False
         self.pid = os.fork()
         if self.pid == 0:
             status = 99
@@ -75,9 +76,7 @@ class Life:
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while it lives."""
         if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
+            self.status = ended(self.pid)
         return self.status
 
     def wait(self) -> int:
@@ -90,22 +89,29 @@ class Life:
         return until(look, what, patience_s)
 
     def end(self) -> None:
-        """SIGKILL, to what is left of its workers too."""
+        """SIGKILL, to what is left of its workers too. Waited for last: until then its number is nobody else's."""
+        if self._waited_for:
+            return
         with contextlib.suppress(ProcessLookupError):
-            if self.poll() is None:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                self.status = -signal.SIGKILL
-        # The group is the daemon's own, and stays reserved while a worker of it lives.
+            os.kill(self.pid, signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-            if not _group_lives(self.pid):
-                return
+            if self.poll() is not None and not _group_lives(self.pid):
+                break
             time.sleep(POLL_S)
+        os.waitpid(self.pid, 0)
+        self._waited_for = True
+
+
+def ended(pid: int) -> int | None:
+    """The exit status of a child of ours, negative for a signal; None while it lives. The child is not waited for, so
+    that no other process is given its number."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _group_lives(group: int) -> bool:

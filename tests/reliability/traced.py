@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.reliability.faulty_disk import general
-from tests.reliability.lives import Life, NotSurvived, hurry, preload, until
+from tests.reliability.lives import Life, NotSurvived, ended, hurry, preload, until
 from tests.reliability.matrix import check_held, folders
 from tests.reliability.scenes import FRESH, REJECTED, Scene, Stage
 from tests.reliability.table import Row
@@ -87,6 +87,7 @@ def _spawn(stage: Stage, options: Sequence[str], command: Sequence[str]) -> subp
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """The whole group; it has not been waited for, so that its number is still its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -102,16 +103,16 @@ def run_traced(scene: Scene, stage: Stage, call: str, fault: str, number: int) -
     options = ["-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
     process = _spawn(stage, options, ["-m", "daemon", "run", "--config", str(stage.config)])
     try:
-        until(lambda: process.poll() is not None or scene.is_over(stage), "the end of the job or of the daemon")
-        ended = process.poll()
+        until(lambda: ended(process.pid) is not None or scene.is_over(stage), "the end of the job or of the daemon")
+        status = ended(process.pid)
     finally:
         _end(process)
     log = stage.log.read_text("utf-8", "replace")
-    if ended is not None and ended != -signal.SIGKILL and ('"event": "ready"' in log or "Traceback" in log):
-        raise NotSurvived(f"the daemon ended with {ended}")
+    if status is not None and status != -signal.SIGKILL and ('"event": "ready"' in log or "Traceback" in log):
+        raise NotSurvived(f"the daemon ended with {status}")
     told, finished = stage.texts_told(), stage.finished_texts()
     check_held(stage)
-    if ended is not None:
+    if status is not None:
         life = Life(stage.config, stage.log, hurry)
         try:
             life.until(lambda: life.poll() is not None or scene.is_over(stage), "the end of the job")
@@ -137,12 +138,12 @@ def compare_lists(stage: Stage) -> None:
     command = ["-m", "tests.reliability.shimmed", str(report), *roots, "--", str(stage.config)]
     process = _spawn(stage, options, command)
     try:
-        until(lambda: process.poll() is not None or FRESH.is_over(stage), "the end of the job")
-        if process.poll() is not None:
-            raise NotSurvived(f"the daemon ended with {process.poll()}")
+        until(lambda: ended(process.pid) is not None or FRESH.is_over(stage), "the end of the job")
+        if ended(process.pid) is not None:
+            raise NotSurvived(f"the daemon ended with {ended(process.pid)}")
         # A clean end, so that both lists are whole.
         os.killpg(process.pid, signal.SIGTERM)
-        until(lambda: process.poll() is not None, "the daemon's end")
+        until(lambda: ended(process.pid) is not None, "the daemon's end")
     finally:
         _end(process)
     by_kernel = Counter(_changes_in(trace.read_text("utf-8", "replace"), stage))
