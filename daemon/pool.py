@@ -24,9 +24,9 @@ from daemon import files
 from daemon.config import Engine, Settings
 from daemon.core import events
 from daemon.core.core import Core
-from daemon.core.events import Command, Dispatch, Event
+from daemon.core.events import Command, Dispatch, Event, WorkerSpec
 from daemon.live_job import EngineIdentity
-from daemon.worker_process import Transport
+from daemon.transport import Transport
 from workers.protocol import PROTOCOL_VERSION, Message
 
 log = structlog.get_logger("dubd.pool")
@@ -97,6 +97,7 @@ class Handle:
     worker: int
     generation: int
     gpu: int | None
+    node: str
     device: str
     transport: Transport
     tickets: dict[int, Ticket] = field(default_factory=dict)
@@ -117,14 +118,15 @@ class Handle:
 
 
 class Pool:
-    """``make_transport(worker, gpu)`` gives a transport that has not been started and the device it is pinned to."""
+    """``make_transport`` gives a transport that has not been started and the device it is pinned to; ``hello`` the
+    message that a worker for this place and device is greeted with."""
 
     def __init__(
         self,
         core: Core,
         host: PoolHost,
-        make_transport: Callable[[int, int | None], tuple[Transport, str]],
-        hello: Callable[[int, str], Message],
+        make_transport: Callable[[WorkerSpec], tuple[Transport, str]],
+        hello: Callable[[WorkerSpec, str], Message],
         settings: Settings,
     ) -> None:
         self._core = core
@@ -222,6 +224,7 @@ class Pool:
                 {
                     "worker": view.worker,
                     "gpu": view.gpu,
+                    "node": view.node or None,
                     "device": handle.device if handle else None,
                     "pid": handle.transport.pid if handle else None,
                     "engine": self.settings.engine.name,
@@ -257,21 +260,23 @@ class Pool:
                 handle = self._handle(worker, generation)
                 if handle is not None:
                     self._recall(handle, ticket)
-            case events.StartWorker(worker, generation, gpu):
+            case events.StartWorker(worker, generation, gpu, node):
                 assert self._tasks is not None
-                transport, device = self._make_transport(worker, gpu)
+                place = WorkerSpec(worker, gpu, node)
+                transport, device = self._make_transport(place)
                 # At once: a command that follows before the task has begun must find it.
                 handle = Handle(
                     worker,
                     generation,
                     gpu,
+                    node,
                     device,
                     transport,
                     engine=self.settings.engine.name,
                     asked=self.settings.engine,
                 )
                 self._handles[worker] = handle
-                transport.send(self._hello(worker, device))
+                transport.send(self._hello(place, device))
                 self._tasks.start_soon(self._run_worker, handle, name=f"worker {worker}")
             case events.StopWorker(worker, generation):
                 handle = self._handle(worker, generation)
@@ -370,13 +375,15 @@ class Pool:
             for ticket in handle.tickets.values():
                 # Nobody will finish it; the name is used by no other dispatch.
                 files.discard(ticket.file)
+                if transport.lost and not self._ending:
+                    self._host.given_back(ticket.job, ticket.position)  # it is no suspect
         if not handle.greeted and handle.transport.pid is not None and not self._ending:
             interpreter = self.settings.worker.python or sys.executable
             reason = f"{interpreter} ended before its first word as a worker, the log has what it said: {reason}"
         reason = handle.failure or handle.kill_reason or reason
         log.info("worker has ended", worker=worker, reason=reason)
         self._host.worker_changed()
-        self.apply(events.WorkerGone(anyio.current_time(), worker, handle.generation, reason))
+        self.apply(events.WorkerGone(anyio.current_time(), worker, handle.generation, reason, lost=transport.lost))
 
     def _on_line(self, handle: Handle, line: str) -> None:
         log.info("worker says", worker=handle.worker, pid=handle.transport.pid, line=line)
@@ -455,7 +462,7 @@ class Pool:
         )
         handle.ready = True
         handle.activity = "ready"
-        handle.device = _text(message, "device", 50, handle.device)
+        handle.device = _text(message, "device", 50, handle.device) + (f" on {handle.node}" if handle.node else "")
         is_current = handle.asked == self.settings.engine
         if is_current:
             if self.identity is not None and self.identity != identity:

@@ -25,12 +25,13 @@ import anyio.to_thread
 import structlog
 
 import daemon
-from daemon import files, gpus
+from daemon import files
+from daemon.backend import Backend
 from daemon.config import ConfigError, Settings
 from daemon.copied_references import clear_copies
 from daemon.core import events
 from daemon.core.core import Core
-from daemon.core.plan import BYTES_PER_GB, Plan, plan_workers
+from daemon.core.plan import Plan
 from daemon.core.supervision import PoolPolicy
 from daemon.embeddings.live_job import open_job
 from daemon.inbox import Inbox
@@ -42,8 +43,7 @@ from daemon.pool import Pool
 from daemon.reception import Reception
 from daemon.reuse import ReuseIndex
 from daemon.status import StatusWriter
-from daemon.worker_process import Transport, WorkerProcess, worker_command
-from workers.protocol import PROTOCOL_VERSION, Message
+from daemon.this_machine import ThisMachine
 
 log = structlog.get_logger("dubd")
 
@@ -53,8 +53,6 @@ CLEAR_COPIES_S = 3600.0
 OLD_LEFTOVERS_S = 3600.0
 LOCK_TRIES = 25
 LOCK_PAUSE_S = 0.02
-WITHOUT_GPU = ("draft", "silence")
-"""Engines that use none, whatever the machine has."""
 
 
 class AlreadyRunning(Exception):
@@ -76,7 +74,8 @@ class Daemon:
         inbox = Inbox(settings, self.host_id)
         self.core = Core(_policy(settings), random.Random())
         self.jobs = Jobs(settings, inbox, self.reuse, self.core, self.signs, tasks)
-        self.pool = Pool(self.core, self.jobs, self._make_transport, self._hello, settings)
+        self.backend: Backend = ThisMachine(settings, lambda: self.pool.pids)
+        self.pool = Pool(self.core, self.jobs, self.backend.transport, self.backend.hello, settings)
         self.reception = Reception(settings, inbox, self.jobs, self.signs, tasks)
         self.jobs.pool = self.pool
         self.jobs.reject = self.reception.reject
@@ -175,62 +174,10 @@ class Daemon:
 
     # --- workers and their plan -----------------------------------------------------------------------------
 
-    def _make_transport(self, worker: int, gpu: int | None) -> tuple[Transport, str]:
-        settings = self.settings
-        command = worker_command(
-            settings.worker.python,
-            [str(folder) for folder in settings.worker.path],
-            os.environ,
-            gpu=gpu is not None,
-            threads=self._threads(),
-        )
-        return WorkerProcess(command), "cpu" if gpu is None else f"cuda:{gpu}"
-
-    def _threads(self) -> int:
-        cores = len(os.sched_getaffinity(0))
-        return self.settings.worker.threads or max(1, cores // max(1, len(self._plan.workers) if self._plan else 1))
-
-    def _hello(self, worker: int, device: str) -> Message:
-        settings = self.settings
-        engine = settings.engine
-        checkpoint = str(Path(engine.checkpoint).expanduser().absolute()) if engine.checkpoint else ""
-        return {
-            "type": "hello",
-            "protocol": PROTOCOL_VERSION,
-            "worker": worker,
-            "engine": {
-                "name": engine.name,
-                "checkpoint": checkpoint,
-                "precision": engine.precision,
-                "slots": engine.slots,
-                "reproducible": engine.reproducible,
-                "retries": engine.retries,
-                "options": engine.options,
-            },
-            "device": device,
-            "threads": self._threads(),
-            "memory_bytes": 0 if device == "cpu" else int(settings.pool.model_memory_gb * BYTES_PER_GB),
-            "cache": str(settings.paths.state / "cache"),
-            "beat_seconds": settings.worker.beat_seconds,
-        }
-
-    async def _compute_plan(self) -> Plan:
-        settings = self.settings
-        found = (
-            []
-            if settings.engine.name in WITHOUT_GPU
-            else await anyio.to_thread.run_sync(gpus.list_gpus, self.pool.pids)
-        )
-        return plan_workers(
-            found,
-            mode=settings.pool.mode,
-            model_memory_gb=settings.pool.model_memory_gb,
-            workers_override=settings.pool.workers,
-            per_gpu=settings.pool.per_gpu,
-        )
-
     async def _make_plan(self, *, restart: bool = False) -> None:
-        plan = await self._compute_plan()
+        self._adopt(await self.backend.plan(), restart=restart)
+
+    def _adopt(self, plan: Plan, *, restart: bool = False) -> None:
         self._plan = plan
         for note in plan.notes:
             log.info(note)
@@ -245,13 +192,13 @@ class Daemon:
             await anyio.sleep(self.settings.pool.replan_s or DEFAULT_REPLAN_S)
             if not self.settings.pool.replan_s or self.state != "running":
                 continue
-            plan = await self._compute_plan()
+            plan = await self.backend.plan()
             if self._plan is None or plan.workers == self._plan.workers:
                 candidate = None
             elif candidate is not None and candidate.workers == plan.workers:
                 candidate = None
                 log.info("the GPUs' memory has changed; the pool follows", workers=len(plan.workers))
-                await self._make_plan()
+                self._adopt(plan)
             else:
                 candidate = plan
 
@@ -271,7 +218,7 @@ class Daemon:
             self.jobs.engine_changed()
         self.settings = settings
         self._inbox.reload(settings)
-        self.reception.settings = self.jobs.settings = self.pool.settings = settings
+        self.reception.settings = self.jobs.settings = self.pool.settings = self.backend.settings = settings
         self.core.set_policy(_policy(settings))
         configure_logging(settings.log.level, settings.log.format)
         log.info("the configuration has been read again", workers="all anew" if workers_change else "as they are")

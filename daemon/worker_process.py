@@ -1,9 +1,7 @@
-"""One worker process as the pool sees it: a transport that carries messages both ways until it ends.
+"""A worker as a child process of the daemon's own: the local transport (see daemon/transport.py).
 
-A transport knows nothing of segments. It starts the process, gives every message that comes to ``on_message``, every
-line of the worker's stderr to ``on_line``, and returns from ``run`` with the reason when the process is gone and all it
-had written has been handed over. ``send`` never waits: what a hung worker does not read stays in memory, bounded by
-the pool's credits.
+It starts the process, reads its pipes, and says how it ended once all that it had written has been handed over. What a
+hung worker does not read stays in memory, bounded by the pool's credits.
 """
 
 from __future__ import annotations
@@ -13,16 +11,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
 import workers.protocol
+from daemon.transport import OnLine, OnMessage
 from workers.protocol import (
     EXIT_ENGINE_BROKE,
     EXIT_NOT_LOADED,
@@ -46,31 +44,6 @@ EXIT_GRACE_S = 5.0
 
 DRAIN_S = 2.0
 """How long what a dead worker has said is waited for, where something that it left behind keeps its pipes open."""
-
-OnMessage = Callable[[Message], None]
-OnLine = Callable[[str], None]
-
-
-class Transport(Protocol):
-    """What the pool needs of a worker, local or far away."""
-
-    @property
-    def pid(self) -> int | None: ...
-
-    async def run(self, on_message: OnMessage, on_line: OnLine) -> str:
-        """Start the worker and carry its messages until it has ended; the reason, for people."""
-
-    def send(self, message: Message) -> None:
-        """Queue one message; nothing happens when the worker has ended."""
-
-    def finish(self) -> None:
-        """Send nothing more after what is queued: the worker sees the end of its input and exits."""
-
-    def tell_stacks(self) -> None:
-        """Ask the worker to write on its stderr where each of its threads stands."""
-
-    def kill(self) -> None:
-        """End the worker at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +124,8 @@ class _Pipe:
 class WorkerProcess:
     """The local transport: a child process and three pipes. ``run`` must be called from the main thread, since the
     worker asks the kernel to be killed when the thread that forked it ends."""
+
+    lost = False
 
     def __init__(self, command: WorkerCommand) -> None:
         self._command = command

@@ -23,7 +23,7 @@ from daemon.core.events import JobArrived, JobCancelled, SegmentEnded, SegmentSp
 from daemon.core.supervision import PoolPolicy
 from daemon.live_job import EngineIdentity
 from daemon.pool import MOST_SLOTS, Pool, Ticket
-from daemon.worker_process import OnLine, OnMessage, Transport
+from daemon.transport import OnLine, OnMessage, Transport
 from tests.shell import settings_in
 from workers.protocol import PROTOCOL_VERSION, Message
 
@@ -38,7 +38,7 @@ class ScriptedTransport:
     def __init__(self, worker: int, gpu: int | None) -> None:
         self.worker, self.gpu = worker, gpu
         self.sent: list[Message] = []
-        self.finished = self.killed = False
+        self.finished = self.killed = self.lost = False
         self.pid: int | None = None
         self._on_message: OnMessage | None = None
         self._ended = anyio.Event()
@@ -152,12 +152,10 @@ class Stage:
         self.core = Core(POLICY, random.Random(1))
         self.host = Host(folder)
         self.transports: list[ScriptedTransport] = []
-        self.pool = Pool(
-            self.core, self.host, self._make, lambda worker, device: {"type": "hello"}, settings_in(folder)
-        )
+        self.pool = Pool(self.core, self.host, self._make, lambda place, device: {"type": "hello"}, settings_in(folder))
 
-    def _make(self, worker: int, gpu: int | None) -> tuple[Transport, str]:
-        self.transports.append(ScriptedTransport(worker, gpu))
+    def _make(self, place: WorkerSpec) -> tuple[Transport, str]:
+        self.transports.append(ScriptedTransport(place.worker, place.gpu))
         return is_transport(self.transports[-1]), "cpu"
 
     def apply(self, make: Callable[..., events.Event], *arguments: Any) -> None:
@@ -373,6 +371,22 @@ async def test_those_that_had_begun_are_suspects(stage: Stage) -> None:
     second = await stage.ready(slots=1, number=1)
     await stage.until(lambda: second.asked())
     assert ("suspect", 1) not in stage.host.told
+
+
+async def test_what_a_lost_node_had_begun_is_given_back(stage: Stage) -> None:
+    """It is no suspect, on disk neither; its half file is removed."""
+    stage.plan(0)
+    stage.job(3)
+    transport = await stage.ready(slots=1)
+    half = stage.host.folder / ".1.wav"
+    half.write_bytes(b"half")
+    transport.say("began", ticket=1)
+    transport.lost = True
+    transport.end("its node is lost")
+    second = await stage.ready(slots=1, number=1)
+    await stage.until(lambda: len(second.asked()) == 3)
+    assert not half.exists()
+    assert [told for told in stage.host.told if told[0] != "began"] == [("back", 0), ("back", 1), ("back", 2)]
 
 
 # --- lies --------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from daemon.live_job import EngineIdentity
 from daemon.pool import Pool
 from daemon.reuse import ReuseIndex
 from daemon.status import StatusWriter
-from daemon.worker_process import Transport, WorkerProcess, worker_command
+from daemon.transport import Transport
+from daemon.worker_process import WorkerProcess, worker_command
 from tests.shell import make_live_job, settings_in
 
 pytestmark = pytest.mark.anyio
@@ -61,10 +62,10 @@ def put_together(folder: Path, tasks: anyio.abc.TaskGroup) -> Parts:
     reuse = ReuseIndex(settings.paths.state / "reuse.sqlite3")
     jobs = Jobs(settings, Inbox(settings, "host"), reuse, core, signs, tasks)
 
-    def make_transport(worker: int, gpu: int | None) -> tuple[Transport, str]:
+    def make_transport(place: WorkerSpec) -> tuple[Transport, str]:
         return WorkerProcess(worker_command("/bin/false", [], os.environ, gpu=False, threads=1)), "cpu"
 
-    pool = Pool(core, jobs, make_transport, lambda worker, device: {"type": "hello"}, settings)
+    pool = Pool(core, jobs, make_transport, lambda place, device: {"type": "hello"}, settings)
     jobs.pool = pool
     return Parts(settings, "running", "host", 1000.0, pool, jobs, signs, core, tasks)
 

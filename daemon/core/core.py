@@ -14,7 +14,7 @@ else and is given nothing else. Any worker that holds nothing takes one; when th
 (given nothing new). Only a death while alone counts, so a neighbour is never charged. A segment that was dispatched
 but not begun is not charged either, unless that happens again and again: after ``tries`` such deaths it becomes a
 suspect too, and from then on its deaths alone count, begun or not, since a segment that kills its worker before
-``began`` would otherwise do so for ever.
+``began`` would otherwise do so for ever. What had begun in a place that is lost (a node) counts as not begun.
 
 When the daemon itself dies, all suspects that were out alone are charged, for it can't be told which of them it was.
 Each of those is *accused*: from then on it is spoken with no other suspect out at any worker, so that the next death of
@@ -85,6 +85,7 @@ class WorkerView:
 
     worker: int
     gpu: int | None
+    node: str
     generation: int
     state: WorkerState
     loads: int
@@ -189,7 +190,8 @@ class Core:
             views.append(
                 WorkerView(
                     number,
-                    worker.gpu,
+                    worker.place.gpu,
+                    worker.place.node,
                     worker.generation,
                     self._shown_state(worker, load),
                     worker.loads,
@@ -348,12 +350,12 @@ class Core:
         if load is not None:
             self._credits.drop(load)
         for ticket in held:
-            if ticket.begun:
+            if ticket.begun and not event.lost:
                 self._survive_begun(ticket, event.reason)
         for ticket in reversed(held):
-            if not ticket.begun:
+            if not ticket.begun or event.lost:
                 self._survive_unbegun(ticket, event.reason)
-        self._supervisor.gone(worker, event.reason, self._now)
+        self._supervisor.gone(worker, event.reason, self._now, lost=event.lost)
         if worker.state in ("broken", "retired"):
             others = [number for number in self._dealable() if number != worker.number]
             if others or worker.state == "retired":

@@ -40,10 +40,12 @@ class SegmentSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A worker of the plan: its number, and the GPU it is pinned to (None: the CPU)."""
+    """A worker of the plan: its number, and the place it is pinned to: a GPU (None: the CPU) of a node ("": this
+    machine). To the core a place is a name; it knows no difference between near and far."""
 
     worker: int
     gpu: int | None
+    node: str = ""
 
 
 # --- events ------------------------------------------------------------------------------------------------
@@ -68,7 +70,7 @@ class JobCancelled:
 @dataclass(frozen=True, slots=True)
 class WorkersPlanned:
     """The workers that there should be from now on. New ones are started, missing ones drained and stopped;
-    one whose GPU changed is both. With ``restart`` every worker is replaced when it has finished what it
+    one whose place changed is both. With ``restart`` every worker is replaced when it has finished what it
     holds, back-off and breakers are forgotten (a new configuration)."""
 
     at: float
@@ -88,12 +90,15 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """The worker's process has ended, or never started; whatever it answered came before this."""
+    """The worker's process has ended, or never started; whatever it answered came before this. ``lost``: the place it
+    ran in is gone (its node, the way there), so that neither it nor what it had begun is to blame: no suspects, and no
+    crash."""
 
     at: float
     worker: int
     generation: int
     reason: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,7 @@ class StartWorker:
     worker: int
     generation: int
     gpu: int | None
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 A GPU offers the smaller of 0.9 of its memory and what other programs leave of it; a worker takes ``model_memory_gb``
 of that (GB of 1024**3 bytes, as GPUs are sold). Figures are exact fractions of the decimal numbers that people write:
 in binary floating point four workers of 5.4 GB would not fit into 21.6 GB.
+
+The GPUs may be those of one machine or of a cluster's nodes; a GPU is named by its node ("": this machine) and its
+index there.
 """
 
 from __future__ import annotations
@@ -32,6 +35,14 @@ class Gpu:
     used_by_others_bytes: int = 0
     reserved_bytes: int = 0
     uuid: str = ""
+    node: str = ""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.node, self.index
+
+    def __str__(self) -> str:
+        return f"GPU {self.index}" + (f" of {self.node}" if self.node else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +74,19 @@ def plan_workers(
     model_memory_gb: float = 8.0,
     workers_override: int = 0,
     per_gpu: Mapping[int, int] | None = None,
+    cpu_nodes: Sequence[str] = ("",),
 ) -> Plan:
-    """The workers for these GPUs; never none at all.
+    """The workers for these GPUs; never none at all, unless there is no node.
 
     Args:
-        gpus: those of the machine; none of them: the workers run on the CPU.
+        gpus: those of the machine, or of all nodes, node by node; none of them: the workers run on CPUs.
         mode: "multi": as many as fit; "single": one, on the roomiest GPU; "auto": as "multi".
         model_memory_gb: what one worker takes, GB.
         workers_override: the number of workers in all, whatever fits; 0: as the mode says. They are spread over the
             GPUs by what each has left.
-        per_gpu: the number of workers on single GPUs, by index, whatever fits; 0 keeps a GPU free. The others get
-            what the mode says, or share what is left of ``workers_override``.
+        per_gpu: the number of workers on single GPUs, by index (on every node), whatever fits; 0 keeps a GPU free. The
+            others get what the mode says, or share what is left of ``workers_override``.
+        cpu_nodes: where workers may run on the CPU; without a GPU each of them gets one.
 
     Raises:
         ValueError: ``model_memory_gb`` is not above 0, or a number of workers is below 0.
@@ -83,24 +96,27 @@ def plan_workers(
         raise ValueError(f"model_memory_gb is {model_memory_gb}; it must be above 0")
     if workers_override < 0 or any(count < 0 for count in fixed.values()):
         raise ValueError("a number of workers can't be below 0")
-    ordered = sorted(gpus, key=lambda gpu: gpu.index)
+    nodes = list(dict.fromkeys(gpu.node for gpu in gpus))
+    ordered = sorted(gpus, key=lambda gpu: (nodes.index(gpu.node), gpu.index))
     per_worker = Fraction(str(model_memory_gb)) * BYTES_PER_GB
     rooms = [_Room(gpu, _available(gpu), per_worker) for gpu in ordered]
     warnings = [
-        f"pool.per_gpu names GPU {index}, which this machine does not have"
+        f"pool.per_gpu names GPU {index}, which {'no node has' if any(nodes) else 'this machine does not have'}"
         for index in sorted(fixed.keys() - {gpu.index for gpu in ordered})
     ]
     counts = _count(rooms, mode, workers_override, fixed, warnings)
-    shares = tuple(GpuShare(room.gpu, int(room.available), room.fits, counts[room.gpu.index]) for room in rooms)
+    shares = tuple(GpuShare(room.gpu, int(room.available), room.fits, counts[room.gpu.place]) for room in rooms)
     warnings += [
-        f"GPU {share.gpu.index} gets {share.workers} workers; "
+        f"{share.gpu} gets {share.workers} workers; "
         f"at {model_memory_gb:g} GB each its memory is enough for {share.fits}"
         for share in shares
         if share.workers > max(share.fits, 1)
     ]
-    on_gpus = [share.gpu.index for share in shares for _ in range(share.workers)]
-    on_cpu = [None] * (max(workers_override, 1) if not on_gpus else 0)
-    workers = tuple(WorkerSpec(number, gpu) for number, gpu in enumerate([*on_gpus, *on_cpu]))
+    places: list[tuple[str, int | None]] = [share.gpu.place for share in shares for _ in range(share.workers)]
+    if not places:
+        each = 1 if mode == "single" else len(cpu_nodes)
+        places = [(node, None) for node in _share_out(cpu_nodes, workers_override or each)]
+    workers = tuple(WorkerSpec(number, gpu, node) for number, (node, gpu) in enumerate(places))
     return Plan(workers, shares, _notes(shares, workers), tuple(warnings))
 
 
@@ -124,9 +140,9 @@ def _available(gpu: Gpu) -> Fraction:
 
 def _count(
     rooms: Sequence[_Room], mode: Mode, workers_override: int, fixed: Mapping[int, int], warnings: list[str]
-) -> Counter[int]:
-    """Workers by GPU index."""
-    counts = Counter({room.gpu.index: fixed[room.gpu.index] for room in rooms if room.gpu.index in fixed})
+) -> Counter[tuple[str, int]]:
+    """Workers by GPU."""
+    counts = Counter({room.gpu.place: fixed[room.gpu.index] for room in rooms if room.gpu.index in fixed})
     free = [room for room in rooms if room.gpu.index not in fixed]
     if workers_override:
         _spread(free, workers_override - counts.total(), counts)
@@ -135,41 +151,49 @@ def _count(
     elif mode == "single":
         _spread(free, 1 - counts.total(), counts)
     else:
-        counts.update({room.gpu.index: room.fits for room in free})
+        counts.update({room.gpu.place: room.fits for room in free})
     if not counts.total() and free:
         roomiest = max(free, key=lambda room: room.available)
-        counts[roomiest.gpu.index] = 1
+        counts[roomiest.gpu.place] = 1
     if not rooms:
         warnings.append("no GPU was found: the workers run on the CPU")
     elif not counts.total():
         warnings.append("pool.per_gpu keeps every GPU free: the workers run on the CPU")
     warnings += [
-        f"one worker takes {float(room.per_worker / BYTES_PER_GB):g} GB and GPU {room.gpu.index} has "
+        f"one worker takes {float(room.per_worker / BYTES_PER_GB):g} GB and {room.gpu} has "
         f"{float(room.available / BYTES_PER_GB):.2f} GB for it: it may run out of memory"
         for room in free
-        if counts[room.gpu.index] and not room.fits
+        if counts[room.gpu.place] and not room.fits
     ]
     return counts
 
 
-def _spread(rooms: Sequence[_Room], workers: int, counts: Counter[int]) -> None:
+def _spread(rooms: Sequence[_Room], workers: int, counts: Counter[tuple[str, int]]) -> None:
     """Give so many more workers, one by one, each to the GPU that has most left (the first of equals)."""
     for _ in range(workers if rooms else 0):
-        roomiest = max(rooms, key=lambda room: room.left(counts[room.gpu.index]))
-        counts[roomiest.gpu.index] += 1
+        roomiest = max(rooms, key=lambda room: room.left(counts[room.gpu.place]))
+        counts[roomiest.gpu.place] += 1
+
+
+def _share_out(nodes: Sequence[str], workers: int) -> list[str]:
+    """The node of each of so many workers, as evenly as can be, node by node."""
+    each, more = divmod(workers, len(nodes)) if nodes else (0, 0)
+    return [node for position, node in enumerate(nodes) for _ in range(each + (position < more))]
 
 
 def _notes(shares: Sequence[GpuShare], workers: Sequence[WorkerSpec]) -> tuple[str, ...]:
     notes = []
     for share in shares:
-        index, total = share.gpu.index, share.gpu.total_bytes / BYTES_PER_GB
-        notes.append(f"[GPU {index}] {share.gpu.name}, Total Memory: {total:.2f} GB")
+        total = share.gpu.total_bytes / BYTES_PER_GB
+        notes.append(f"[{share.gpu}] {share.gpu.name}, Total Memory: {total:.2f} GB")
         available = share.available_bytes / BYTES_PER_GB
-        notes.append(f"[GPU {index}] Can run {share.fits} workers (Available: {available:.2f} GB)")
+        notes.append(f"[{share.gpu}] Can run {share.fits} workers (Available: {available:.2f} GB)")
     used = [share for share in shares if share.workers]
+    nodes = len({worker.node for worker in workers})
     where = f"across {len(used)} GPU(s)" if used else "on the CPU"
+    where += f" of {nodes} node(s)" if any(worker.node for worker in workers) else ""
     notes.append(f"[Main] Using {len(workers)} parallel workers {where}")
-    notes += [f"[Main] GPU {share.gpu.index}: {share.workers} workers" for share in used]
+    notes += [f"[Main] {share.gpu}: {share.workers} workers" for share in used]
     return tuple(notes)
 
 

@@ -2,12 +2,13 @@
 
 A ``Worker`` is a number of the plan; each process that has been it is a generation. What the plan wants of it
 (``wanted``) and what its process is (``state``) are kept apart: a worker whose process is not what is wanted
-(retired, moved to another GPU, to be replaced) must leave, which it does as soon as it holds nothing.
+(retired, moved to another place, to be replaced) must leave, which it does as soon as it holds nothing.
 
 A crash is a process that ended without having been asked to. It counts when it came before ``ready`` or when the
 worker has finished no segment since its last crash; then the next start waits, twice as long each time, and
 ``breaker_crashes`` of them within ``breaker_window_s`` open the breaker: no start for ``breaker_open_s``, then a
-single one (half-open), whose crash opens it again. A finished segment clears all of it.
+single one (half-open), whose crash opens it again. A finished segment clears all of it. The loss of the place
+that a process ran in (its node) is no crash.
 
 Every deadline stands in ``timers`` under ``(kind, worker, ticket)``, ticket 0 where there is none:
 
@@ -94,11 +95,11 @@ ALIVE = frozenset({"starting", "ready", "stopping", "killing"})
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """One number of the plan. ``gpu`` is the one that the present process is pinned to, or the next will be.
+    """One number of the plan. ``place`` is what the present process was started for, or the next will be.
     ``loaded``: the process has been ready. ``proven``: the worker has finished a segment since its last crash."""
 
     number: int
-    gpu: int | None
+    place: WorkerSpec
     wanted: WorkerSpec | None
     generation: int
     state: str = "down"
@@ -119,7 +120,7 @@ class Worker:
     @property
     def must_leave(self) -> bool:
         """Its process is to end when it holds nothing."""
-        return self.wanted is None or self.replace or self.wanted.gpu != self.gpu
+        return self.wanted is None or self.replace or self.wanted != self.place
 
     @property
     def open(self) -> bool:
@@ -162,7 +163,7 @@ class Supervisor:
             worker, spec = self.workers.get(number), wanted.get(number)
             if worker is None:
                 assert spec is not None
-                worker = Worker(number, spec.gpu, spec, self._generations.get(number, 0))
+                worker = Worker(number, spec, spec, self._generations.get(number, 0))
                 self.workers[number] = worker
                 self._rise(worker, at)
             elif spec == worker.wanted and not restart:
@@ -173,7 +174,7 @@ class Supervisor:
         return changed
 
     def _want(self, worker: Worker, spec: WorkerSpec | None, restart: bool, at: float) -> None:
-        moved = spec is not None and spec.gpu != worker.gpu
+        moved = spec is not None and spec != worker.place
         worker.wanted = spec
         if spec is None and worker.state not in ALIVE:
             self._leave(worker, "retire")
@@ -184,7 +185,7 @@ class Supervisor:
             elif worker.state in ("starting", "ready"):
                 worker.replace = worker.replace or restart
             else:
-                worker.gpu = spec.gpu if worker.state == "released" else worker.gpu
+                worker.place = spec if worker.state == "released" else worker.place
 
     def sleep(self) -> None:
         """Let every process go, and start none until ``wake``. No worker may hold anything."""
@@ -223,9 +224,10 @@ class Supervisor:
         worker.error = None
         worker.forget_crashes()
 
-    def gone(self, worker: Worker, reason: str, at: float) -> None:
+    def gone(self, worker: Worker, reason: str, at: float, *, lost: bool = False) -> None:
         """The process has ended. Leaves the worker starting, restarting, broken, released or retired; a retired
-        one is no longer among the workers."""
+        one is no longer among the workers. One whose place is ``lost`` has not crashed: it waits the shortest back-off,
+        in which a plan without the place may come."""
         before = worker.state
         self._clear(worker)
         worker.step("gone")
@@ -236,6 +238,10 @@ class Supervisor:
             worker.error = reason
         counts = not (worker.loaded and worker.proven)
         worker.proven = False
+        if lost and worker.wanted is not None and not self.asleep:
+            worker.step("back_off")
+            self._restart_after(worker, self.policy.backoff_min_s, at)
+            return
         if not counts or worker.wanted is None:
             self._rise_or_leave(worker, at, crashed=True)
             return
@@ -251,9 +257,7 @@ class Supervisor:
             worker.step("release")
         else:
             worker.step("back_off")
-            doubled = policy.backoff_min_s * 2.0 ** min(worker.failures - 1, 63)
-            delay = min(doubled, policy.backoff_max_s) * self._random.uniform(1 - JITTER, 1 + JITTER)
-            self.timers.set(("restart", worker.number, 0), (at + min(delay, policy.backoff_max_s),))
+            self._restart_after(worker, policy.backoff_min_s * 2.0 ** min(worker.failures - 1, 63), at)
 
     def stop(self, worker: Worker) -> None:
         self._clear(worker)
@@ -291,6 +295,11 @@ class Supervisor:
 
     # --- steps ------------------------------------------------------------------------------------------
 
+    def _restart_after(self, worker: Worker, back_off_s: float, at: float) -> None:
+        longest = self.policy.backoff_max_s
+        delay = min(back_off_s, longest) * self._random.uniform(1 - JITTER, 1 + JITTER)
+        self.timers.set(("restart", worker.number, 0), (at + min(delay, longest),))
+
     def _rise_or_leave(self, worker: Worker, at: float, *, crashed: bool = False) -> None:
         if worker.wanted is None:
             self._leave(worker, "retire")
@@ -301,7 +310,7 @@ class Supervisor:
         """Start what is wanted, unless the pool sleeps."""
         assert worker.wanted is not None
         self._clear(worker)
-        worker.gpu, worker.replace = worker.wanted.gpu, False
+        worker.place, worker.replace = worker.wanted, False
         if self.asleep:
             if worker.state != "released":
                 worker.step("release")
@@ -312,7 +321,7 @@ class Supervisor:
         worker.generation += 1
         self._generations[worker.number] = worker.generation
         self.timers.set(("load", worker.number, 0), (at + self.policy.load_timeout_s,))
-        self._emit(StartWorker(worker.number, worker.generation, worker.gpu))
+        self._emit(StartWorker(worker.number, worker.generation, worker.place.gpu, worker.place.node))
 
     def _leave(self, worker: Worker, verb: str) -> None:
         self._clear(worker)

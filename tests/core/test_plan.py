@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,35 @@ def test_the_table_holds(mode: Mode, gigabytes: list[int], model_memory_gb: floa
     plan = plan_workers(gpus, mode=mode, model_memory_gb=model_memory_gb)
     assert placed(plan) == workers
     assert plan.warnings == ()
+
+
+def test_the_gpus_of_a_cluster_are_planned_node_by_node() -> None:
+    """In the nodes' order; per_gpu counts on every node, and single is one worker in all, on the roomiest GPU."""
+    north = [replace(gpu(index, 24), node="north") for index in (1, 0)]
+    gpus = [*north, replace(gpu(0, 80), node="south")]
+    plan = plan_workers(gpus, model_memory_gb=20)
+    assert plan.workers == (
+        WorkerSpec(0, 0, "north"),
+        WorkerSpec(1, 1, "north"),
+        *(WorkerSpec(number, 0, "south") for number in (2, 3, 4)),
+    )
+    assert "[GPU 0 of south] NVIDIA GeForce RTX 4090, Total Memory: 80.00 GB" in plan.notes
+    assert "[Main] Using 5 parallel workers across 3 GPU(s) of 2 node(s)" in plan.notes
+    fixed = plan_workers(gpus, model_memory_gb=20, per_gpu={0: 0})
+    assert fixed.workers == (WorkerSpec(0, 1, "north"),)
+    assert plan_workers(gpus, mode="single", model_memory_gb=20).workers == (WorkerSpec(0, 0, "south"),)
+    spread = plan_workers(gpus, model_memory_gb=20, workers_override=4)
+    assert [worker.node for worker in spread.workers] == ["north", "south", "south", "south"]
+
+
+def test_nodes_without_gpus_get_a_worker_each() -> None:
+    """Or their part of pool.workers; without a node there is no worker at all."""
+    nodes = ("north", "south")
+    assert plan_workers([], cpu_nodes=nodes).workers == (WorkerSpec(0, None, "north"), WorkerSpec(1, None, "south"))
+    assert plan_workers([], cpu_nodes=nodes, mode="single").workers == (WorkerSpec(0, None, "north"),)
+    many = plan_workers([], cpu_nodes=nodes, workers_override=5)
+    assert [worker.node for worker in many.workers] == ["north"] * 3 + ["south"] * 2
+    assert plan_workers([], cpu_nodes=()).workers == ()
 
 
 @pytest.mark.parametrize(("model_memory_gb", "fits"), [(5.4, 4), (7.2, 3), (2.7, 8), (0.9, 24), (0.1, 216), (1.2, 18)])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from daemon.core.events import (
+    Command,
     Dispatch,
     JobArrived,
     JobEnded,
     KillWorker,
     StartWorker,
     StopWorker,
+    Suspected,
     Tick,
     WorkerBeat,
     WorkerGone,
@@ -241,6 +243,57 @@ def test_a_job_waits_for_broken_workers_when_there_are_no_others() -> None:
     (again,) = only(StartWorker, desk.tick())
     (held,) = only(Dispatch, desk.ready(again))
     assert desk.speak(held)[-1] == JobEnded("a")
+
+
+# --- a lost place ---------------------------------------------------------------------------------------------
+
+
+def lose(desk: Desk, worker: int) -> list[Command]:
+    return desk.tell(WorkerGone(desk.at, worker, desk.view(worker).generation, "its node is lost", lost=True))
+
+
+def test_the_loss_of_a_node_is_nobodys_fault() -> None:
+    """What had begun there goes on elsewhere beside other work: no suspect, no crash, no breaker."""
+    desk = Desk(PoolPolicy(tries=3))
+    desk.workers(2, slots=3)
+    held = only(Dispatch, desk.arrive("a", "xxxxyyyy"))
+    for dispatch in held:
+        desk.begin(dispatch)
+    commands = lose(desk, 0) + desk.speak(held[-1])
+    assert only(Suspected, commands) == []
+    assert not any(dispatch.alone for dispatch in only(Dispatch, desk.log))
+    assert desk.core.job_view("a").suspects == 0
+    for _ in range(6):
+        assert desk.view(0).state == "restarting"
+        desk.at += 1.3
+        desk.tell(Tick(desk.at))
+        lose(desk, 0)
+    assert desk.view(0).state == "restarting"
+
+
+def test_a_node_that_comes_back_is_used_again() -> None:
+    """Taken out of the plan it is forgotten at once; planned again it starts at once, somewhere else if so planned."""
+    desk = Desk()
+    desk.workers(2)
+    assert desk.tell(WorkersPlanned(0, plan(1))) == [StopWorker(1, 1)]
+    assert lose(desk, 1) == []
+    assert [view.worker for view in desk.core.worker_views()] == [0]
+    assert desk.tell(WorkersPlanned(0, (*plan(1), WorkerSpec(1, 0, "north")))) == [StartWorker(1, 2, 0, "north")]
+    desk.tell(WorkersPlanned(0, (*plan(1), WorkerSpec(1, 0, "south"))))
+    assert lose(desk, 1) == [StartWorker(1, 3, 0, "south")]
+
+
+def test_a_segment_that_takes_its_node_along_becomes_a_suspect() -> None:
+    """After as many losses as there are tries; then it is spoken alone, as if it had not begun."""
+    desk = Desk(PoolPolicy(tries=3))
+    desk.workers(1)
+    (held,) = only(Dispatch, desk.arrive("a", "x"))
+    for losses in (1, 2, 3):
+        desk.begin(held)
+        assert bool(only(Suspected, lose(desk, 0))) == (losses == 3)
+        (again,) = only(StartWorker, desk.tick())
+        (held,) = only(Dispatch, desk.ready(again))
+        assert held.alone == (losses == 3)
 
 
 # --- planning -----------------------------------------------------------------------------------------------
