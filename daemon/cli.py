@@ -157,6 +157,14 @@ def redo(
 @app.command()
 def jobs(
     context: typer.Context,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--read",
+            metavar="JOB_ID",
+            help="Say that its results have been read: [retention] may remove them; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -165,6 +173,8 @@ def jobs(
     from daemon.commands import jobs as command
 
     invocation = _invocation(context, config, overrides)
+    if read:
+        carry_out(lambda: command.mark_as_read(invocation, read))
     carry_out(lambda: command.execute(invocation, as_json=as_json))
 
 

@@ -209,6 +209,26 @@ class Embeddings(Table):
     )
 
 
+class Retention(Table):
+    """What goes with time. Results go only once they have been read (see docs/upkeep.md)."""
+
+    outbox_days: float = Field(
+        0.0,
+        ge=0,
+        le=36_500,
+        description="Remove the results of jobs that ended so many days ago and were read; 0: never.",
+    )
+    outbox_gb: float = Field(
+        0.0, ge=0, le=1e6, description="Remove read results, the oldest first, while all hold more GB; 0: never."
+    )
+    state_days: float = Field(
+        90.0, ge=0, le=36_500, description="Remove what was put aside in the state folder after so many days; 0: never."
+    )
+    cache_gb: float = Field(
+        1.0, ge=0, le=1e6, description="Keep so many GB of encoded references, the last used ones; 0: all."
+    )
+
+
 class Log(Table):
     """The log, on standard error."""
 
@@ -234,6 +254,7 @@ TABLES: dict[str, type[Table]] = {
     "worker": Worker,
     "engine": Engine,
     "embeddings": Embeddings,
+    "retention": Retention,
     "log": Log,
     "service": Service,
 }
@@ -252,6 +273,7 @@ class Settings:
     worker: Worker
     engine: Engine
     embeddings: Embeddings
+    retention: Retention
     log: Log
     service: Service
     source: Path | None = None
@@ -406,6 +428,7 @@ class _Collector:
         worker = self._table("worker", Worker, cwd)
         engine = self._table("engine", Engine, cwd)
         embeddings = self._table("embeddings", Embeddings, cwd)
+        retention = self._table("retention", Retention, cwd)
         log = self._table("log", Log, cwd)
         service = self._table("service", Service, cwd)
         if paths is not None:
@@ -425,6 +448,7 @@ class _Collector:
             or worker is None
             or engine is None
             or embeddings is None
+            or retention is None
             or log is None
             or service is None
         ):
@@ -437,6 +461,7 @@ class _Collector:
             worker=worker,
             engine=engine,
             embeddings=embeddings,
+            retention=retention,
             log=log,
             service=service,
             source=source,

@@ -89,6 +89,12 @@ class Disk:
     def rmdir(self, folder: Path) -> None:
         os.rmdir(folder)
 
+    def unlink_in(self, folder: int, name: str) -> None:
+        os.unlink(name, dir_fd=folder)
+
+    def rmdir_in(self, folder: int, name: str) -> None:
+        os.rmdir(name, dir_fd=folder)
+
     def remove_all(self, folder: Path) -> None:
         """The folder and what is in it, as far as that goes; many calls, whose order is nobody's business."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -357,6 +363,18 @@ def discard(path: Path) -> None:
         disk.remove_all(path)
     except OSError:
         pass
+
+
+def remove_in(folder: int, name: str) -> None:
+    """Remove a file of the folder that is open as ``folder``, wherever that has been moved; one that is gone already is
+    fine."""
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink_in(folder, name)
+
+
+def remove_empty_folder_in(folder: int, name: str) -> None:
+    """Raises OSError: it is not empty, or not there."""
+    disk.rmdir_in(folder, name)
 
 
 def remove_tree(folder: Path) -> None:

@@ -23,9 +23,10 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from daemon import files, outbox
+from daemon import files, outbox, results
 from daemon.config import Settings
 from daemon.core import events
+from daemon.ended_jobs import EndedJob, EndedJobs
 from daemon.inbox import Inbox
 from daemon.intake import give_keys
 from daemon.live_job import EngineIdentity, LiveJob
@@ -54,6 +55,7 @@ class JobHost(Protocol):
     pool: Pool
     recorder: Recorder
     reuse: ReuseIndex
+    ended: EndedJobs
     engine_is_known: anyio.Event
     outbox_threads: anyio.CapacityLimiter
     """Threads that may wait for the outbox at one time."""
@@ -333,13 +335,17 @@ class JobRun:
         )
 
     async def _write_manifest(self) -> None:
-        await anyio.to_thread.run_sync(
-            outbox.write_json,
-            self._folder / "manifest.json",
-            self._manifest(),
-            abandon_on_cancel=True,
-            limiter=self._jobs.outbox_threads,
-        )
+        folder, manifest = self._folder, self._manifest()
+        assert self.job.ended_at is not None
+        ended_at = self.job.ended_at
+
+        def write() -> None:
+            # Whoever has marked the earlier one as read since then has not seen this one.
+            results.forget_mark(folder)
+            sha256 = outbox.write_json(folder / "manifest.json", manifest)
+            self._jobs.ended.record(EndedJob(folder, self.job.job_id, sha256, ended_at))
+
+        await anyio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
 
     def _manifest(self) -> dict[str, Any]:
         return outbox.manifest(self.job)

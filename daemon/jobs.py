@@ -11,7 +11,8 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from daemon.core.job_id import fold_job_id
 from daemon.core.job_settings import LARGEST_SEED
 from daemon.embeddings.job_run import EmbeddingsRun
 from daemon.embeddings.live_job import LiveEmbeddings
+from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
@@ -82,11 +84,19 @@ class Jobs:
     that another may be taken; ``reject`` puts a job's claimed file aside."""
 
     def __init__(
-        self, settings: Settings, inbox: Inbox, reuse: ReuseIndex, core: Core, signs: Signs, tasks: anyio.abc.TaskGroup
+        self,
+        settings: Settings,
+        inbox: Inbox,
+        reuse: ReuseIndex,
+        ended: EndedJobs,
+        core: Core,
+        signs: Signs,
+        tasks: anyio.abc.TaskGroup,
     ) -> None:
         self.settings = settings
         self.inbox = inbox
         self.reuse = reuse
+        self.ended = ended
         self.signs = signs
         self.recorder = Recorder(self._on_stored, self._on_spoilt, self.disk_full)
         self.engine_is_known = anyio.Event()
@@ -101,6 +111,8 @@ class Jobs:
         self._tasks = tasks
         self._lines: dict[str, list[LiveJob]] = {}
         """Jobs of one folded job_id, in order; the first one runs."""
+        self._clearing: dict[str, anyio.Event] = {}
+        """Folded job_ids whose earlier results are being removed."""
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
@@ -141,6 +153,10 @@ class Jobs:
 
     async def _run(self, run: JobRun) -> None:
         job = run.job
+        while (cleared := self._clearing.get(fold_job_id(job.job_id))) is not None:
+            job.note = "waiting until earlier results of this job_id are removed"
+            await cleared.wait()
+            job.note = None
         try:
             await run.run()
         except OutboxConflict as error:
@@ -160,6 +176,31 @@ class Jobs:
         self.on_room()
 
     def noted(self) -> None:
+        self.signs.wake()
+
+    @contextmanager
+    def clearing(self, job_id: str) -> Iterator[bool]:
+        """While results of this job_id are removed, no job of that id starts. False: one is at work."""
+        folded = fold_job_id(job_id)
+        if folded in self._lines or folded in self._clearing:
+            yield False
+            return
+        self._clearing[folded] = cleared = anyio.Event()
+        try:
+            yield True
+        finally:
+            del self._clearing[folded]
+            cleared.set()
+
+    def warn(self, what: str, warning: str | None) -> None:
+        """Show a warning to people, or take it back."""
+        if self.signs.warnings.get(what) == warning:
+            return
+        if warning is None:
+            del self.signs.warnings[what]
+        else:
+            log.warning(warning)
+            self.signs.warnings[what] = warning
         self.signs.wake()
 
     def finished(self, job: LiveJob) -> None:

@@ -7,6 +7,7 @@ repeated; a share that has gone away raises OSError, and the same call is made a
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from daemon import files
+from daemon import files, results
 from daemon.live_job import LiveJob, LiveSegment
 
 SCHEMA = 1
@@ -45,6 +46,7 @@ def take(outbox: Path, job: LiveJob) -> Path:
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
     files.remove_leftovers(folder)
+    results.forget_mark(folder)
     manifest = folder / "manifest.json"
     if not job.taken and os.path.lexists(manifest):
         number = 1
@@ -88,10 +90,12 @@ def publish(folder: Path, job: LiveJob, position: int) -> None:
     job.segments[position].published = True
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """A JSON file for other programs: UTF-8 as it is, a line feed at the end."""
-    data = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode("utf-8", "backslashreplace")
-    files.write_atomically(path, data + b"\n", durable=durable)
+def write_json(path: Path, value: Any, *, durable: bool = True) -> str:
+    """A JSON file for other programs: UTF-8 as it is, a line feed at the end. The sha256 of its bytes, in hex."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
+    data = text.encode("utf-8", "backslashreplace") + b"\n"
+    files.write_atomically(path, data, durable=durable)
+    return hashlib.sha256(data).hexdigest()
 
 
 def manifest(job: LiveJob) -> dict[str, Any]:

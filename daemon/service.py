@@ -34,6 +34,7 @@ from daemon.core.core import Core
 from daemon.core.plan import Plan
 from daemon.core.supervision import PoolPolicy
 from daemon.embeddings.live_job import open_job
+from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
 from daemon.intake import WHATEVER_SIZE
 from daemon.jobs import Jobs, Signs
@@ -41,6 +42,7 @@ from daemon.logs import configure_logging
 from daemon.notify import Notifier, watchdog_interval
 from daemon.pool import Pool
 from daemon.reception import Reception
+from daemon.retention import Retention
 from daemon.reuse import ReuseIndex
 from daemon.status import StatusWriter
 from daemon.this_machine import ThisMachine
@@ -71,12 +73,14 @@ class Daemon:
         self.host_id = host_id
         self.signs = Signs()
         self.reuse = ReuseIndex(settings.paths.state / "reuse.sqlite3")
+        self.ended = EndedJobs(settings.paths.state / "ended.sqlite3")
         inbox = Inbox(settings, self.host_id)
         self.core = Core(_policy(settings), random.Random())
-        self.jobs = Jobs(settings, inbox, self.reuse, self.core, self.signs, tasks)
+        self.jobs = Jobs(settings, inbox, self.reuse, self.ended, self.core, self.signs, tasks)
         self.backend: Backend = ThisMachine(settings, lambda: self.pool.pids)
         self.pool = Pool(self.core, self.jobs, self.backend.transport, self.backend.hello, settings)
         self.reception = Reception(settings, inbox, self.jobs, self.signs, tasks)
+        self.retention = Retention(self.jobs, host_id)
         self.jobs.pool = self.pool
         self.jobs.reject = self.reception.reject
         self.jobs.on_room = self.reception.look_soon
@@ -103,7 +107,13 @@ class Daemon:
             self.state = "running"
             for part in (self.reception.watch, self.reception.run, self._status.run):
                 tasks.start_soon(part)
-            for upkeep in (self._replan, self._keep_watchdog, self._clear_copies):
+            for upkeep in (
+                self._replan,
+                self._keep_watchdog,
+                self._clear_copies,
+                self.retention.run_state,
+                self.retention.run_outbox,
+            ):
                 tasks.start_soon(upkeep)
             self._notifier.ready(self._status_line())
             log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
@@ -118,6 +128,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         self.reuse.close()
+        self.ended.close()
 
     async def _stop(self, signals: AsyncIterator[signal.Signals]) -> None:
         """Let what has begun end, give back the rest, and write down that this was no crash."""
@@ -224,6 +235,7 @@ class Daemon:
         log.info("the configuration has been read again", workers="all anew" if workers_change else "as they are")
         await self._make_plan(restart=workers_change)
         self.reception.look_soon()
+        self.retention.look_soon()
         self._notifier.ready(self._status_line())
 
     async def _clear_copies(self) -> None:

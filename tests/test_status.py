@@ -20,6 +20,7 @@ from daemon.config import Settings
 from daemon.core.core import Core
 from daemon.core.events import WorkerSpec, WorkersPlanned
 from daemon.core.supervision import PoolPolicy
+from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
 from daemon.jobs import Jobs, Signs
 from daemon.live_job import EngineIdentity
@@ -60,7 +61,8 @@ def put_together(folder: Path, tasks: anyio.abc.TaskGroup) -> Parts:
     settings.paths.status.parent.mkdir()
     core, signs = Core(PoolPolicy(), random.Random(1)), Signs()
     reuse = ReuseIndex(settings.paths.state / "reuse.sqlite3")
-    jobs = Jobs(settings, Inbox(settings, "host"), reuse, core, signs, tasks)
+    ended = EndedJobs(settings.paths.state / "ended.sqlite3")
+    jobs = Jobs(settings, Inbox(settings, "host"), reuse, ended, core, signs, tasks)
 
     def make_transport(place: WorkerSpec) -> tuple[Transport, str]:
         return WorkerProcess(worker_command("/bin/false", [], os.environ, gpu=False, threads=1)), "cpu"

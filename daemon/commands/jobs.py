@@ -27,6 +27,26 @@ def execute(invocation: Invocation, *, as_json: bool) -> int:
     return ExitCode.OK
 
 
+def mark_as_read(invocation: Invocation, job_ids: list[str]) -> int:
+    """Say so beside each manifest; all that can be marked are, whatever is wrong with others."""
+    from daemon.core.job_id import job_id_problem
+    from daemon.results import mark_as_read as mark
+
+    outbox = invocation.settings().paths.outbox
+    code = ExitCode.OK
+    for job_id in dict.fromkeys(job_ids):
+        try:
+            if job_id_problem(job_id) is not None:
+                raise FileNotFoundError
+            mark(outbox / job_id)
+        except (FileNotFoundError, NotADirectoryError):
+            complain(f"there is no job {plain(job_id)!r} that has ended; 'dubd jobs' lists all")
+            code = ExitCode.REJECTED
+        else:
+            print(f"{plain(job_id)}: read")
+    return code
+
+
 def show(jobs: list[Listed]) -> None:
     from rich.text import Text
 

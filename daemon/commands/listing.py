@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon import results
 from daemon.commands.reading import Document, number, read_document, rows, table, word
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One job. ``state``: waiting, queued, running, publishing, interrupted (no daemon works on it), done, partial,
-    failed, cancelled, rejected. ``place``: where its file or its results are. Times are Unix seconds."""
+    failed, cancelled, rejected. ``place``: where its file or its results are. Times are Unix seconds.
+    ``read``: somebody has said that its results have been read."""
 
     job_id: str
     state: str
@@ -25,6 +27,7 @@ class Listed:
     received_at: float | None = None
     ended_at: float | None = None
     eta_s: float | None = None
+    read: bool = False
 
     @property
     def over(self) -> bool:
@@ -82,6 +85,7 @@ def _in_outbox(folder: Path) -> Listed | None:
             table(manifest, "counts"),
             received_at=number(timings, "received_at"),
             ended_at=number(timings, "ended_at"),
+            read=results.has_been_read(folder),
         )
     progress = read_document(folder / "progress.json")
     if progress is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -90,10 +91,13 @@ class ReferenceCache:
         if path is None or not path.exists():
             return None
         try:
-            return read_codes(str(path), self._codec.codebook_sizes)
+            codes = read_codes(str(path), self._codec.codebook_sizes)
         except EngineError as error:
             _log.warning("a cached reference is damaged and is made again: %s", error)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the daemon removes those that have not been used for longest
+        return codes
 
     def _keep(self, reference: Reference, codes: Codes) -> None:
         path = self._path(reference)
