@@ -148,6 +148,13 @@ class Pool(Table):
     breaker_crashes: int = Field(3, ge=1, le=1000, description="So many crashes without a finished segment ...")
     breaker_window_s: float = Field(300.0, gt=0, le=86400, description="... within so long ...")
     breaker_open_s: float = Field(600.0, gt=0, le=86400, description="... rest a worker for so long.")
+    recycle_segments: int = Field(
+        0, ge=0, le=1_000_000_000, description="Replace a worker's process after so many segments; 0: never."
+    )
+    recycle_hours: float = Field(0.0, ge=0, le=87_600, description="... after so many hours; 0: never.")
+    recycle_growth_gb: float = Field(
+        4.0, ge=0, le=4096, description="... when its memory has grown by so many GB since it had settled; 0: never."
+    )
 
 
 class Worker(Table):

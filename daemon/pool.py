@@ -43,6 +43,9 @@ MESSAGE_CHARACTERS = 2000
 MOST_SLOTS = 4096
 """More than any engine decodes at a time; who says more would be given all the work there is."""
 
+MOST_RESIDENT_BYTES = 1 << 50
+"""More than any machine has; what a worker says beyond is no number to reckon with."""
+
 _SHORTEST_SLEEP_S = 0.005
 
 
@@ -232,6 +235,7 @@ class Pool:
                     "state": "ready" if view.state == "released" else view.state,
                     "loads": view.loads,
                     "restarts": view.restarts,
+                    "recycles": view.recycles,
                     "slots": view.slots,
                     "in_flight": view.in_flight,
                     "spoken": view.spoken,
@@ -278,11 +282,14 @@ class Pool:
                 self._handles[worker] = handle
                 transport.send(self._hello(place, device))
                 self._tasks.start_soon(self._run_worker, handle, name=f"worker {worker}")
-            case events.StopWorker(worker, generation):
+            case events.StopWorker(worker, generation, reason):
                 handle = self._handle(worker, generation)
                 if handle is not None:
                     assert self._tasks is not None
-                    log.info("stopping worker", worker=worker)
+                    if reason:
+                        log.info("a fresh process takes the worker's place", worker=worker, reason=reason)
+                    else:
+                        log.info("stopping worker", worker=worker)
                     self._tasks.start_soon(self._stop_worker, handle)
             case events.KillWorker(worker, generation, reason):
                 handle = self._handle(worker, generation)
@@ -406,7 +413,8 @@ class Pool:
                     handle.activity = activity
                     self._host.worker_changed()
                 handle.memory_bytes = _whole(message, "memory_bytes", 0)
-                self.apply(events.WorkerBeat(now, worker, generation))
+                resident = min(max(_whole(message, "resident_bytes", 0), 0), MOST_RESIDENT_BYTES)
+                self.apply(events.WorkerBeat(now, worker, generation, resident))
             case "began":
                 ticket = handle.tickets.get(_whole(message, "ticket"))
                 if ticket is not None and ticket.began_at is None:

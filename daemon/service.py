@@ -302,6 +302,9 @@ def _policy(settings: Settings) -> PoolPolicy:
         load_timeout_s=worker.load_timeout_s,
         beat_timeout_s=worker.beat_timeout_s,
         segment_timeout_s=worker.segment_timeout_s,
+        recycle_segments=pool.recycle_segments,
+        recycle_s=pool.recycle_hours * 3600,
+        recycle_growth_bytes=int(pool.recycle_growth_gb * 1e9),
     )
 
 

@@ -19,7 +19,8 @@ The life of a worker, seen on the pipe (``>`` from the daemon, ``<`` from the wo
     < cancelled {ticket, began}                               given back; no WAV will follow
     > encode    {ticket, voice, output}                       a reference recording to codec codes (.npy)
     < encoded   {ticket, frames, generate_s}
-    < beat      {in_flight, memory_bytes, activity}           every beat_seconds, also while loading
+    < beat      {in_flight, memory_bytes, resident_bytes, activity}
+                                                              every beat_seconds, also while loading
     > stop      {}                                            finish nothing more, exit 0
 
 ``voice`` is ``{id, references: [{path, kind: "audio"|"codes", sha256, text}]}``; ``parameters`` is

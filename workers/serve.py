@@ -175,6 +175,7 @@ class Pulse:
                     "type": "beat",
                     "in_flight": self.in_flight,
                     "memory_bytes": 0 if self.activity == "loading" else _memory_bytes(),
+                    "resident_bytes": _resident_bytes(),
                     "activity": self.activity,
                 }
             )
@@ -434,6 +435,11 @@ def _memory_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.memory_reserved())
+    return _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    """The memory of this process, 0 where the kernel does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

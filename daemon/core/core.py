@@ -80,8 +80,8 @@ GIVEN_BACK = "given_back"
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker for status: ``loads`` times its engine was loaded, ``restarts`` after crashes, ``in_flight`` tickets
-    held, ``spoken`` segments, ``error`` why it last died, None once it has spoken again."""
+    """A worker for status: ``loads`` times its engine was loaded, ``restarts`` after crashes, ``recycles`` for its age,
+    ``in_flight`` tickets held, ``spoken`` segments, ``error`` why it last died, None once it has spoken again."""
 
     worker: int
     gpu: int | None
@@ -90,6 +90,7 @@ class WorkerView:
     state: WorkerState
     loads: int
     restarts: int
+    recycles: int
     slots: int
     in_flight: int
     spoken: int
@@ -196,6 +197,7 @@ class Core:
                     self._shown_state(worker, load),
                     worker.loads,
                     worker.restarts,
+                    worker.recycles,
                     load.slots if load else 0,
                     load.in_flight if load else 0,
                     worker.spoken,
@@ -245,7 +247,8 @@ class Core:
                 self._worker_gone(event)
             case WorkerBeat():
                 if (worker := self._worker(event)) is not None:
-                    self._supervisor.beat(worker, self._now)
+                    self._supervisor.beat(worker, self._now, event.resident_bytes)
+                    self._recycle_old(worker)
             case SegmentBegan():
                 self._segment_began(event)
             case SegmentDelivered():
@@ -613,6 +616,17 @@ class Core:
             return
         self._renewed = number
         worker.replace = True
+        self._recall_unbegun(load)
+
+    def _recycle_old(self, worker: Worker) -> None:
+        if reason := self._supervisor.old_age(worker, self._now):
+            self._supervisor.recycle(worker, reason)
+            self._recall_unbegun(self._credits.loads[worker.number])
+
+    def _recall_unbegun(self, load: Load) -> None:
+        """The worker is to leave when what it has begun is finished; others speak the rest."""
+        number = load.worker
+        worker = self._supervisor.workers[number]
         for ticket in load.tickets.values():
             if not ticket.begun and not ticket.recalled:
                 load.recall(ticket, None)

@@ -103,9 +103,12 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerBeat:
+    """The worker lives. ``resident_bytes``: the memory of its process, 0 where it does not say."""
+
     at: float
     worker: int
     generation: int
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +227,12 @@ class StartWorker:
 
 @dataclass(frozen=True, slots=True)
 class StopWorker:
-    """Let it exit by itself (it holds nothing); the shell kills it after a grace."""
+    """Let it exit by itself (it holds nothing); the shell kills it after a grace. ``reason``: why a fresh process is to
+    take its place, "" where it does not go for that."""
 
     worker: int
     generation: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,12 @@ worker has finished no segment since its last crash; then the next start waits, 
 single one (half-open), whose crash opens it again. A finished segment clears all of it. The loss of the place
 that a process ran in (its node) is no crash.
 
+A process grows old: by the segments that it has spoken, by its hours, by the memory that it has gained since it had
+settled (``recycle_*``). Then it is *recycled*: it gets no more work, finishes what it has begun, and a fresh one takes
+its place; that is no crash, and nothing is charged for it. One at a time, and only while every other worker that could
+be at work is: so a pool of several is never without one, and a fresh one is warm before the next goes. Age is looked at
+with each beat, so it needs no deadline.
+
 Every deadline stands in ``timers`` under ``(kind, worker, ticket)``, ticket 0 where there is none:
 
 =========  ==========================================================  ==================
@@ -38,6 +44,15 @@ from daemon.core.scheduler import LazyHeap, advance
 JITTER = 0.25
 """A back-off is this much longer or shorter by chance, so that workers that fell together don't rise together."""
 
+SETTLED_SEGMENTS = 20
+"""Segments after which a process holds what it needs: what it holds by then is not growth."""
+
+GROWN_S = 30.0
+"""Memory counts as grown when it has been over the limit for so long: a long text may need much for a moment."""
+
+GROWN_AGE_S = 600.0
+"""A process younger than this is not recycled for its memory: were the growth honest, nothing else would be done."""
+
 Timer = tuple[str, int, int]
 
 KILLING_TIMERS = ("load", "beat", "begin", "segment")
@@ -62,6 +77,12 @@ class PoolPolicy:
     load_timeout_s: float = 600
     beat_timeout_s: float = 30
     segment_timeout_s: float = 300
+    recycle_segments: int = 0
+    """Segments after which a process is replaced; 0: never."""
+    recycle_s: float = 0
+    """Its age at which it is; 0: never."""
+    recycle_growth_bytes: int = 0
+    """Memory gained, of which it is; 0: never."""
 
 
 WORKER_STEPS: Mapping[tuple[str, str], str] = {
@@ -111,6 +132,15 @@ class Worker:
     loaded: bool = False
     proven: bool = False
     half_open: bool = False
+    recycles: int = 0
+    recycling: str = ""
+    """Why its process is to be replaced by a fresh one, which is under way."""
+    ready_at: float = 0.0
+    done: int = 0
+    """Segments that its present process has finished."""
+    settled_bytes: int = 0
+    grown_bytes: int = 0
+    grown_since: float | None = None
     failures: int = 0
     crashes: deque[float] = field(default_factory=deque)
 
@@ -210,16 +240,53 @@ class Supervisor:
         worker.step("ready")
         worker.loaded = True
         worker.loads += 1
+        worker.ready_at = at
         self.timers.discard(("load", worker.number, 0))
         self.beat(worker, at)
 
-    def beat(self, worker: Worker, at: float) -> None:
+    def beat(self, worker: Worker, at: float, resident_bytes: int = 0) -> None:
         if worker.state in ("starting", "ready"):
             self.timers.set(("beat", worker.number, 0), (at + self.policy.beat_timeout_s,))
+        if worker.state == "ready" and resident_bytes:
+            if worker.done < SETTLED_SEGMENTS or not worker.settled_bytes:
+                worker.settled_bytes = max(worker.settled_bytes, resident_bytes)
+            worker.grown_bytes = resident_bytes - worker.settled_bytes
+            if worker.grown_bytes <= self.policy.recycle_growth_bytes:
+                worker.grown_since = None
+            elif worker.grown_since is None:
+                worker.grown_since = at
+
+    def old_age(self, worker: Worker, at: float) -> str:
+        """Why a fresh process should take its place, "" when none should, or can't now."""
+        policy = self.policy
+        grown = policy.recycle_growth_bytes and worker.grown_since is not None and at >= worker.grown_since + GROWN_S
+        if not worker.open:
+            return ""
+        if policy.recycle_segments and worker.done >= policy.recycle_segments:
+            reason = f"it has spoken {worker.done} segments"
+        elif policy.recycle_s and at >= worker.ready_at + policy.recycle_s:
+            reason = f"it has run for {(at - worker.ready_at) / 3600:.1f} hours"
+        elif grown and at >= worker.ready_at + GROWN_AGE_S:
+            reason = f"its memory has grown by {worker.grown_bytes / 1e9:.1f} GB"
+        else:
+            return ""
+        return reason if all(other is worker or self._steady(other) for other in self.workers.values()) else ""
+
+    @staticmethod
+    def _steady(worker: Worker) -> bool:
+        """It is at work, or not to be waited for."""
+        return worker.open or worker.wanted is None or worker.state in ("broken", "released")
+
+    def recycle(self, worker: Worker, reason: str) -> None:
+        """Have a fresh process in its place when it holds nothing any more."""
+        worker.replace = True
+        worker.recycling = reason
+        worker.recycles += 1
 
     def finished(self, worker: Worker) -> None:
         """The worker has spoken a segment: it works."""
         worker.spoken += 1
+        worker.done += 1
         worker.proven = True
         worker.error = None
         worker.forget_crashes()
@@ -262,7 +329,7 @@ class Supervisor:
     def stop(self, worker: Worker) -> None:
         self._clear(worker)
         worker.step("stop")
-        self._emit(StopWorker(worker.number, worker.generation))
+        self._emit(StopWorker(worker.number, worker.generation, worker.recycling))
 
     def kill(self, worker: Worker, reason: str) -> None:
         self._clear(worker)
@@ -310,7 +377,9 @@ class Supervisor:
         """Start what is wanted, unless the pool sleeps."""
         assert worker.wanted is not None
         self._clear(worker)
-        worker.place, worker.replace = worker.wanted, False
+        worker.place, worker.replace, worker.recycling = worker.wanted, False, ""
+        worker.done = worker.settled_bytes = worker.grown_bytes = 0
+        worker.grown_since = None
         if self.asleep:
             if worker.state != "released":
                 worker.step("release")

@@ -10,6 +10,7 @@ from daemon.core.events import (
     JobArrived,
     JobEnded,
     KillWorker,
+    Recall,
     StartWorker,
     StopWorker,
     Suspected,
@@ -19,7 +20,7 @@ from daemon.core.events import (
     WorkerSpec,
     WorkersPlanned,
 )
-from daemon.core.supervision import JITTER, PoolPolicy
+from daemon.core.supervision import GROWN_AGE_S, GROWN_S, JITTER, SETTLED_SEGMENTS, PoolPolicy
 from tests.core.driver import Desk, SimulatedPool, only, plan, specs
 
 WELL = 10.0
@@ -401,3 +402,101 @@ def test_a_pool_with_work_is_never_released() -> None:
     desk.arrive("a", "x")
     assert desk.tell(Tick(500)) == []
     assert desk.view(0).state == "busy"
+
+
+# --- old age ------------------------------------------------------------------------------------------------
+
+GB = 1_000_000_000
+
+
+def beat(desk: Desk, worker: int, resident_bytes: int = 0) -> list[Command]:
+    return desk.tell(WorkerBeat(desk.at, worker, desk.view(worker).generation, resident_bytes))
+
+
+def test_a_worker_is_replaced_after_so_many_segments() -> None:
+    """It gets nothing new, gives back what it has not begun, finishes the rest; that is no crash and charges nobody."""
+    desk = Desk(PoolPolicy(recycle_segments=2, lookahead=1, beat_timeout_s=1000))
+    start(desk)
+    one, two = only(Dispatch, desk.arrive("a", "x" * 5))
+    (three,) = only(Dispatch, desk.speak(one))
+    (four,) = only(Dispatch, desk.speak(two))
+    desk.begin(three)
+    (recall,) = beat(desk, 0)
+    assert isinstance(recall, Recall)
+    assert recall.ticket == four.ticket
+    desk.release(recall)
+    (stop,) = only(StopWorker, desk.deliver(three))
+    assert stop.reason == "it has spoken 2 segments"
+    assert only(Dispatch, desk.store(three)) == []
+    (again,) = only(StartWorker, desk.gone(0, "exit 0"))
+    held = only(Dispatch, desk.ready(again))
+    assert [(dispatch.position, dispatch.alone, dispatch.tries) for dispatch in held] == [(3, False, 0), (4, False, 0)]
+    assert (desk.view(0).restarts, desk.view(0).recycles, desk.view(0).loads) == (0, 1, 2)
+    assert beat(desk, 0) == []
+
+
+def test_of_several_workers_one_goes_at_a_time() -> None:
+    """The next one goes when the one before it is warm again, or is not wanted any more."""
+    desk = Desk(PoolPolicy(recycle_s=3600, beat_timeout_s=1e6))
+    desk.workers(3)
+    desk.at = 4000
+    assert only(StopWorker, beat(desk, 1)) == [StopWorker(1, 1, "it has run for 1.1 hours")]
+    assert beat(desk, 0) == beat(desk, 2) == []
+    (again,) = only(StartWorker, desk.gone(1, "exit 0"))
+    assert beat(desk, 0) == beat(desk, 2) == []
+    desk.ready(again)
+    assert len(only(StopWorker, beat(desk, 0))) == 1
+    assert beat(desk, 2) == []
+    desk.gone(0, "exit 0")
+    desk.tell(WorkersPlanned(desk.at, plan(3)[1:]))
+    assert len(only(StopWorker, beat(desk, 2))) == 1
+
+
+def test_a_worker_whose_breaker_is_open_holds_up_no_other() -> None:
+    """It may be away for ever."""
+    desk = Desk(PoolPolicy(recycle_s=10, beat_timeout_s=1e6))
+    desk.workers(2)
+    break_worker(desk)
+    desk.at += 20
+    assert len(only(StopWorker, beat(desk, 1))) == 1
+
+
+def test_memory_that_has_grown_and_stays_so_replaces_the_worker() -> None:
+    """What it needs to settle is no growth, nor is a peak; a process is given its time."""
+    desk = Desk(PoolPolicy(recycle_growth_bytes=2 * GB, beat_timeout_s=1e6, segment_timeout_s=1e6))
+    start(desk)
+    queue = only(Dispatch, desk.arrive("a", "x" * 40))
+    for number in range(SETTLED_SEGMENTS):
+        beat(desk, 0, (number + 1) * GB)
+        queue += only(Dispatch, desk.speak(queue.pop(0)))
+    desk.at = GROWN_AGE_S + 1
+    for gigabytes, seconds in ((22, 100), (23, GROWN_S - 1), (21, 1), (23, GROWN_S - 1), (1, 1), (30, 1)):
+        assert only(Recall, beat(desk, 0, gigabytes * GB)) == []
+        desk.at += seconds
+    desk.at += GROWN_S
+    assert only(Recall, beat(desk, 0, 23 * GB))
+    assert desk.core._supervisor.workers[0].recycling == "its memory has grown by 3.0 GB"
+
+
+def test_a_young_worker_is_not_replaced_for_its_memory() -> None:
+    """Were its growth honest, it would be loaded again and again."""
+    desk = Desk(PoolPolicy(recycle_growth_bytes=GB, beat_timeout_s=1e6))
+    start(desk)
+    queue = only(Dispatch, desk.arrive("a", "x" * 30))
+    beat(desk, 0, GB)
+    for _ in range(SETTLED_SEGMENTS):
+        queue += only(Dispatch, desk.speak(queue.pop(0)))
+    for desk.at in (1, GROWN_AGE_S - 1):
+        assert only(Recall, beat(desk, 0, 9 * GB)) == []
+    desk.at = GROWN_AGE_S
+    assert only(Recall, beat(desk, 0, 9 * GB))
+
+
+def test_nobody_is_replaced_for_age_unless_asked() -> None:
+    """The defaults of the core; the daemon's own watch the memory alone."""
+    desk = Desk(PoolPolicy(beat_timeout_s=1e9))
+    start(desk)
+    desk.at = 1e8
+    assert beat(desk, 0, 1000 * GB) == []
+    desk.at += 100
+    assert beat(desk, 0, 5000 * GB) == []

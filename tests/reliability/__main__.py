@@ -22,7 +22,9 @@ from tests.sim.scale import FLAT, run_scale
 def simulator(short: bool) -> Iterator[Row]:
     """Random histories of the pure core, and one past this machine."""
     summary = run_histories(range(200 if short else 5_000))
-    note = f"{summary.lives:,} lives of the daemon, {summary.segments:,} segments"
+    note = (
+        f"{summary.lives:,} lives of the daemon, {summary.segments:,} segments, {summary.recycles:,} recycled workers"
+    )
     yield Row("simulator: random histories", summary.histories, summary.histories - len(summary.failed), note)
     report = run_scale(20, 20_000) if short else run_scale(1_000, 1_000_000)
     print(report, flush=True)

@@ -22,12 +22,13 @@ class Summary:
     lives: int = 0
     events: int = 0
     segments: int = 0
+    recycles: int = 0
     failed: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
             f"{self.histories:,} histories, {self.lives:,} lives of the daemon, {self.segments:,} segments, "
-            f"{self.events:,} events, {len(self.failed)} failed"
+            f"{self.events:,} events, {self.recycles:,} workers recycled, {len(self.failed)} failed"
         )
 
     def add(self, other: Summary) -> None:
@@ -35,6 +36,7 @@ class Summary:
         self.lives += other.lives
         self.events += other.events
         self.segments += other.segments
+        self.recycles += other.recycles
         self.failed.update(other.failed)
 
 
@@ -55,6 +57,7 @@ def _run_some(seeds: list[int]) -> Summary:
         summary.histories += 1
         summary.lives += history.lives
         summary.events += history.events
+        summary.recycles += history.recycles
         summary.segments += sum(len(drop.texts) for drop in history.plot.drops)
         if problem is not None:
             summary.failed[seed] = problem

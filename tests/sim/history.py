@@ -11,7 +11,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from daemon.core.events import Dispatch, SegmentEnded, Tick, WorkerSpec
@@ -61,6 +61,7 @@ class Plot:
     pauses: tuple[float, ...]
     stalls: tuple[tuple[float, float], ...]
     deaths: tuple[tuple[int, bool], ...]
+    leak_bytes: int = 0
 
     @property
     def quiet(self) -> bool:
@@ -102,7 +103,9 @@ def draw(seed: int) -> Plot:
     plans = [(0.0, dice.randint(1, 5), False)]
     if kind not in ("quiet", "poison"):
         plans += [(dice.uniform(0, 40), dice.randint(1, 5), dice.random() < 0.3) for _ in range(dice.randint(0, 3))]
-    return Plot(
+    # Drawn by dice of its own, so that a seed of old goes on telling what it told.
+    age = random.Random(~seed)
+    plot = Plot(
         seed=seed,
         policy=PoolPolicy(
             lookahead=dice.randint(0, 3),
@@ -136,6 +139,13 @@ def draw(seed: int) -> Plot:
         ),
         deaths=tuple(sorted(deaths)),
     )
+    policy = replace(
+        plot.policy,
+        recycle_segments=age.choice((0, 0, 0, 1, 6)),
+        recycle_s=age.choice((0, 0, 0, 9)),
+        recycle_growth_bytes=age.choice((0, 2_000_000_000)),
+    )
+    return replace(plot, policy=policy, leak_bytes=age.choice((0, 0, 500_000_000)))
 
 
 @dataclass
@@ -159,6 +169,7 @@ class History:
     lives: int = 0
     acts: int = 0
     events: int = 0
+    recycles: int = 0
     disk: dict[str, PaperJob] = field(default_factory=dict)
     told: dict[Place, Told] = field(default_factory=dict)
     story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY))
@@ -205,7 +216,7 @@ class History:
         return if_it_lasts
 
     def spawn(self, worker: int, generation: int) -> WorkerProcess:
-        process = WorkerProcess(worker, generation, self.plot.slots, self)
+        process = WorkerProcess(worker, generation, self.plot.slots, self, leak_bytes=self.plot.leak_bytes)
         self._processes.append(process)
         self.later(self.plot.load_s * self.random.uniform(0.5, 1.5), process.load)
         return process
@@ -235,6 +246,13 @@ class History:
     def poisoned(self) -> None:
         """What a worker has made is too much for the daemon, which dies before its next act."""
         self._doomed = True
+
+    def recycled(self) -> None:
+        self.recycles += 1
+
+    def suspected(self, place: Place) -> None:
+        if self.plot.quiet:
+            raise BrokenPromise(f"{place} is suspected, and nobody has died")
 
     def text(self, dispatch: Dispatch) -> str:
         return self._texts[dispatch.job][dispatch.position]
@@ -368,7 +386,7 @@ class History:
         for process in list(self._processes):
             if process.acts and not process.told_gone:
                 self.events += 1
-                self._shell.hear(process, wire.Beat())
+                self._shell.hear(process, wire.Beat(process.resident_bytes))
         self._processes = [process for process in self._processes if not process.told_gone]
 
     def _stall(self, seconds: float) -> None:

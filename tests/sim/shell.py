@@ -55,6 +55,10 @@ class World(Protocol):
 
     def over(self, token: str) -> None: ...
 
+    def recycled(self) -> None: ...
+
+    def suspected(self, place: tuple[str, int]) -> None: ...
+
     def in_this_life(self, action: Callable[[], None]) -> Callable[[], None]: ...
 
 
@@ -95,6 +99,8 @@ class Shell:
         self._lines: dict[str, list[str]] = {}
         self._arrived: set[str] = set()
         self._applied = 0
+        self._recycling: set[int] = set()
+        """Workers that were stopped for their age, and are not ready again."""
         self.apply(events.WorkersPlanned(world.at, plan))
         for token in sorted(world.disk):
             if not world.disk[token].over:
@@ -168,6 +174,8 @@ class Shell:
                 handle = self._handle(command.worker, command.generation)
                 if handle.tickets:
                     raise BrokenPromise(f"worker {command.worker} is stopped while it holds work")
+                if command.reason:
+                    self._recycle(command.worker)
                 self._world.later(0.01, lambda: handle.process.end("exit 0"))
             case events.KillWorker():
                 handle = self._handle(command.worker, command.generation)
@@ -181,6 +189,7 @@ class Shell:
                 process, ticket = handle.process, command.ticket
                 self._world.later(0.0, lambda: process.recall(ticket, obey=obey))
             case events.Suspected():
+                self._world.suspected((command.job, command.position))
                 live = self._live(command.job, command.position)
                 live.begun, live.suspect, live.alone = False, True, False
                 self._note(command.job, {"t": "suspect", "p": command.position}, durable=True)
@@ -190,6 +199,15 @@ class Shell:
                 token = command.job
                 # After the last note of it: publishing takes longer than the recorder.
                 self._note(token, {"t": "end", "at": self._world.at}, durable=True, then=lambda: self._over(token))
+
+    def _recycle(self, worker: int) -> None:
+        """One at a time: those before it are ready again, or will not be soon."""
+        views = {view.worker: view.state for view in self.core.worker_views()}
+        away = [other for other in self._recycling if views.get(other, "broken") not in ("broken", "released")]
+        if away:
+            raise BrokenPromise(f"worker {worker} is recycled while {away} are not back")
+        self._recycling = {worker}
+        self._world.recycled()
 
     def _handle(self, worker: int, generation: int) -> Handle:
         handle = self._handles.get(worker)
@@ -259,9 +277,10 @@ class Shell:
                 del self._handles[worker]
                 self.apply(events.WorkerGone(now, worker, generation, reason))
             case wire.Ready(slots):
+                self._recycling.discard(worker)
                 self.apply(events.WorkerReady(now, worker, generation, slots))
-            case wire.Beat():
-                self.apply(events.WorkerBeat(now, worker, generation))
+            case wire.Beat(resident_bytes):
+                self.apply(events.WorkerBeat(now, worker, generation, resident_bytes))
             case wire.Begun(ticket):
                 dispatch = handle.tickets.get(ticket)
                 if dispatch is not None and ticket not in handle.begun:

@@ -69,7 +69,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    pass
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,9 @@ class WorkerProcess:
     told_gone: bool = False
     queue: deque[Dispatch] = field(default_factory=deque)
     running: dict[int, Dispatch] = field(default_factory=dict)
+    leak_bytes: int = 0
+    """What it gains with each segment, and never gives back."""
+    resident_bytes: int = 1_000_000_000
 
     @property
     def acts(self) -> bool:
@@ -162,6 +165,7 @@ class WorkerProcess:
             self.hung = True
             return
         del self.running[dispatch.ticket]
+        self.resident_bytes += self.leak_bytes
         ticket = dispatch.ticket
         if around.odds(faults.fail):
             around.tell(self, Failed(ticket, "flawed", retryable=around.random.random() < 0.7))

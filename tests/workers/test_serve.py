@@ -119,7 +119,7 @@ def test_beats_come_while_loading_and_while_hanging(start_worker: StartWorker) -
     while not beat["in_flight"]:
         beat = worker.receive("beat")
     assert beat["activity"] == "misbehaving with 1 segments"
-    assert beat["memory_bytes"] > 0
+    assert beat["memory_bytes"] > 0 and beat["resident_bytes"] > 1_000_000
 
 
 def test_what_has_no_slot_is_held_in_order(start_worker: StartWorker) -> None:

@@ -155,7 +155,16 @@ class Liar:
                 }
                 self.say(began, {**failed, "slots": dice.choice((1, 0, -5, 10**9, None))})
             case 12:  # a beat of nonsense
-                self.say(began, {"type": "beat", "in_flight": strange, "memory_bytes": strange, "activity": strange})
+                self.say(
+                    began,
+                    {
+                        "type": "beat",
+                        "in_flight": strange,
+                        "memory_bytes": strange,
+                        "activity": strange,
+                        "resident_bytes": strange,
+                    },
+                )
                 self.say(spoken)
             case 13:  # noise among the frames
                 self.say(began)
