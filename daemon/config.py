@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from daemon.core.job import Limits
+from daemon.core.mapped_paths import checked_folder
 from workers.protocol import MAX_FRAME_BYTES
 
 SYSTEM_CONFIG = Path("/etc/dubd/config.toml")
@@ -62,10 +63,15 @@ def _as_engine_name(value: object) -> object:
     return value
 
 
+def _as_mapped_folders(value: object) -> object:
+    return {checked_folder(key): value[key] for key in value} if isinstance(value, dict) else value
+
+
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 GpuIndex = Annotated[int, Field(ge=0)]
 WorkerCount = Annotated[int, Field(ge=0, le=64)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+_MAPPED_FORM = "a table of folder there to folder here, such as {'C:\\clips' = \"/mnt/c/clips\"}"
 _PER_GPU_FORM = 'a table of GPU index to number of workers, such as {"0" = 2, "1" = 0}'
 
 
@@ -86,7 +92,12 @@ class Paths(Table):
     status: Path = Field(Path("var/status.json"), description="The file that shows the whole daemon at a glance.")
     allowed_roots: Folders = Field(
         (),
-        description="Folders from which jobs may name absolute paths. The inbox is always one of them.",
+        description="Folders from which jobs may name absolute paths. The inbox and mapped ones are always among them.",
+    )
+    mapped: Annotated[dict[str, Path], BeforeValidator(_as_mapped_folders)] = Field(
+        default_factory=dict,
+        description="Folders as another machine names them, and where they are here.",
+        json_schema_extra={"form": _MAPPED_FORM},
     )
 
 
@@ -493,6 +504,8 @@ class _Collector:
             return self._absolute(value, given)
         if field.annotation == tuple[Path, ...] and isinstance(value, list):
             return [self._absolute(item, given) for item in value]
+        if field.annotation == dict[str, Path] and isinstance(value, dict):
+            return {name: self._absolute(folder, given) for name, folder in value.items()}
         if any(field is known for known in _PATHS_OR_NOTHING):
             # A bare name of an interpreter is looked up on PATH when a worker is started.
             bare = field is Worker.model_fields["python"] and isinstance(value, str) and "/" not in value
@@ -614,7 +627,7 @@ def load_settings(
 
 
 def _fill_paths(values: dict[str, object], cwd: Path) -> None:
-    """Put what is not given under the root, and the inbox among the allowed roots."""
+    """Put what is not given under the root, and the inbox and mapped folders among the allowed roots."""
     root = values.setdefault("root", cwd / "var")
     if not isinstance(root, Path):
         root = cwd / "var"
@@ -622,8 +635,10 @@ def _fill_paths(values: dict[str, object], cwd: Path) -> None:
         values.setdefault(key, root / key)
     values.setdefault("status", root / "status.json")
     roots = values.setdefault("allowed_roots", [])
-    if isinstance(roots, list) and values["inbox"] not in roots:
-        values["allowed_roots"] = [*roots, values["inbox"]] if isinstance(values["inbox"], Path) else roots
+    if isinstance(roots, list):
+        mapped = values.get("mapped")
+        more = [values["inbox"], *(mapped.values() if isinstance(mapped, dict) else ())]
+        values["allowed_roots"] = [*roots, *(root for root in more if isinstance(root, Path) and root not in roots)]
 
 
 def _parse_override(text: str, *, as_text: bool) -> object:

@@ -27,6 +27,7 @@ from daemon import files
 from daemon.config import Settings
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
+from daemon.core.mapped_paths import path_here
 from daemon.live_job import Claim, new_token, received_at, stem_of
 
 log = structlog.get_logger("dubd.inbox")
@@ -197,7 +198,8 @@ class Inbox:
         found: list[Signature | None] = []
         for path in paths:
             try:
-                found.append(_signature(os.stat(self._folder / path)))
+                here = path_here(path, self._settings.paths.mapped)
+                found.append(_signature(os.stat(self._folder / here)))
             except (OSError, ValueError):
                 found.append(None)
         return tuple(found)

@@ -103,15 +103,13 @@ def _snapshot(job: Job, settings: Settings, folder: Path) -> tuple[dict[str, tup
     reasons: list[Reason] = []
     done: dict[tuple[str | None, str | None], VoiceReference | ReferenceRefused] = {}
     voices: dict[str, tuple[VoiceReference, ...]] = {}
-    for number, speaker in enumerate(job.speakers):
+    for speaker in job.speakers:
         references = []
-        for position, reference in enumerate(speaker.references):
+        for reference in speaker.references:
             result = _snapshot_once(reference, settings, folder, done)
             if isinstance(result, ReferenceRefused):
                 if len(reasons) < MAX_REASONS:
-                    member = "codes" if reference.codes is not None else "audio"
-                    path = f"$.speakers[{number}].references[{position}].{member}"
-                    reasons.append(Reason(path, result.code, str(result)))
+                    reasons.append(Reason(reference.where, result.code, str(result)))
                 continue
             references.append(dataclasses.replace(result, text=reference.text))
         voices[speaker.id] = tuple(references)
@@ -132,6 +130,7 @@ def _snapshot_once(
                 reference,
                 base_folder=settings.paths.inbox,
                 allowed_roots=settings.paths.allowed_roots,
+                mapped=settings.paths.mapped,
                 folder=folder,
                 limits=settings.limits,
             )

@@ -377,6 +377,7 @@ class JobRun:
                 self.job,
                 self._jobs.settings.paths.inbox,
                 self._jobs.settings.paths.allowed_roots,
+                self._jobs.settings.paths.mapped,
                 abandon_on_cancel=True,
                 limiter=self._jobs.outbox_threads,
             )

@@ -16,6 +16,9 @@ log = structlog.get_logger("dubd.job")
 STEPS = 5
 """A speaker's progress is told after the first segment, and then about so often, but not before five more segments."""
 
+MOST_NAMED = 50
+"""Speakers of a worker that the assignment names."""
+
 
 class Narration:
     """Tells one job. ``assignment``: worker, its speakers, how many texts, as the core has dealt them."""
@@ -29,8 +32,11 @@ class Narration:
         self._by_worker: Counter[int] = Counter()
         self._heard: dict[int, set[str]] = defaultdict(set)
         self._say(f"[Main] Speakers: {len(job.job.speakers)}")
+        if assignment:
+            self._say("[Main] Speaker assignment:")
         for worker, speakers, texts in assignment:
-            self._say(f"[Main] Worker {worker}: {len(speakers)} speakers, {texts} texts", speakers=speakers)
+            named = ", ".join([*speakers[:MOST_NAMED], *(["..."] if len(speakers) > MOST_NAMED else [])])
+            self._say(f"[Main] Worker {worker}: {len(speakers)} speakers (IDs: [{named}]), {texts} texts")
 
     def began(self, worker: int, speaker: str) -> None:
         """A worker has begun a segment of this speaker."""

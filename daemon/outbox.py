@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from daemon import files, results
+from daemon.core.mapped_paths import is_windows_path, path_here, path_there
 from daemon.live_job import LiveJob, LiveSegment
 
 SCHEMA = 1
@@ -203,11 +204,17 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
     }
 
 
-def write_results(folder: Path, job: LiveJob, base: Path, allowed_roots: Sequence[Path]) -> None:
+def write_results(
+    folder: Path,
+    job: LiveJob,
+    base: Path,
+    allowed_roots: Sequence[Path],
+    mapped: Mapping[str, Path] | None = None,
+) -> None:
     """results.json in the form LocalClip reads, and the files that it asked for by ``output_file``.
 
     A path outside ``allowed_roots``, or that can't be written for what it is, is named in ``ignored`` and the file
-    stays in the outbox.
+    stays in the outbox. Files are named as the machine that ``mapped`` (``paths.mapped``) is about names them.
 
     Raises:
         OSError: a disk or share is in trouble; call again.
@@ -222,21 +229,28 @@ def write_results(folder: Path, job: LiveJob, base: Path, allowed_roots: Sequenc
         asked = live.segment.output_file
         if asked is not None:
             try:
-                file = _place(file, base / asked, allowed_roots)
+                file = _place(file, base / _here(asked, mapped or {}), allowed_roots)
             except _NotPlaced as why:
                 line = f"output of segment {live.segment.index}: {asked!r} {why}"
                 if line not in job.ignored:
                     job.ignored.append(line)
-        by_index[str(live.segment.index)] = str(file)
+        by_index[str(live.segment.index)] = name = path_there(file, mapped or {})
         if job.job.results == "encode":
             speaker = live.segment.speaker
             number = speakers[speaker].numeric
-            by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": str(file)})
+            by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": name})
     write_json(folder / "results.json", by_speaker if job.job.results == "encode" else by_index)
 
 
 class _NotPlaced(Exception):
     """Why a file was not written where the job asked for it, as the rest of a sentence about the path."""
+
+
+def _here(asked: str, mapped: Mapping[str, Path]) -> str:
+    here = path_here(asked, mapped)
+    if is_windows_path(here):
+        raise _NotPlaced("is a path of another machine: say in paths.mapped where its folder is here")
+    return here
 
 
 _TROUBLE = frozenset(

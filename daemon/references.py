@@ -13,9 +13,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -26,6 +25,7 @@ from numpy.lib import format as npy_format
 
 from daemon import files
 from daemon.core.job import Limits, Reference
+from daemon.core.mapped_paths import is_windows_path, path_here
 from daemon.core.reasons import quoted
 
 Kind = Literal["audio", "codes"]
@@ -42,7 +42,6 @@ MOST_CHANNELS = 64
 _BLOCK_SAMPLES = 1 << 20
 _UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's SF_COUNT_MAX, for a header that leaves the length open
 _TOLERATED_LOSS_S = 0.1  # encoders of MP3 and Opus round their padding
-_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class ReferenceRefused(Exception):
@@ -140,10 +139,10 @@ def _outside(path: str) -> str:
 
 
 def _missing(path: str) -> str:
-    if _WINDOWS_PATH.match(path):
+    if is_windows_path(path):
         return (
-            f"{quoted(path)} is a path of another machine, which this one can't open: put the file into the inbox "
-            "and name it relative to that"
+            f"{quoted(path)} is a path of another machine, which this one can't open: say in paths.mapped where its "
+            "folder is here, or put the file into the inbox and name it relative to that"
         )
     if "\\" in path:
         return f"there is no file {quoted(path)}: separate folders with / instead of \\"
@@ -155,10 +154,16 @@ def _why(error: Exception) -> str:
 
 
 def snapshot_reference(
-    reference: Reference, *, base_folder: Path, allowed_roots: Sequence[Path], folder: Path, limits: Limits
+    reference: Reference,
+    *,
+    base_folder: Path,
+    allowed_roots: Sequence[Path],
+    folder: Path,
+    limits: Limits,
+    mapped: Mapping[str, Path] | None = None,
 ) -> Snapshot:
     """Copy the reference's file into ``folder`` (which exists, on a local disk) as SHA256.audio or SHA256.npy, once it
-    has been checked; durable on return.
+    has been checked; durable on return. ``mapped`` as ``paths.mapped``.
 
     Raises:
         ReferenceRefused: see there; nothing is left in ``folder``.
@@ -167,7 +172,8 @@ def snapshot_reference(
     kind: Kind = "audio" if reference.audio is not None else "codes"
     copy = files.temporary_name(folder / "reference")
     try:
-        with open_reference(reference.path, base_folder=base_folder, allowed_roots=allowed_roots) as source:
+        path_named = path_here(reference.path, mapped or {})
+        with open_reference(path_named, base_folder=base_folder, allowed_roots=allowed_roots) as source:
             sha256, size = _copy(source, copy, reference.path, limits)
         if kind == "audio":
             audio = check_audio(copy, reference.path, limits)

@@ -247,6 +247,14 @@ def test_root_defaults_to_var_here(tmp_path: Path) -> None:
     assert paths.allowed_roots == (paths.inbox,)
 
 
+def test_mapped_folders_may_be_named_by_jobs(tmp_path: Path) -> None:
+    """Whoever says where another machine's folder is here wants jobs to name files in it."""
+    path = write(tmp_path, "[paths.mapped]\n'C:\\clips' = '/mnt/clips'\n'D:' = 'd'")
+    paths = load(tmp_path, file=path).paths
+    assert paths.mapped == {"C:\\clips": Path("/mnt/clips"), "D:\\": tmp_path / "d"}
+    assert paths.allowed_roots == (paths.inbox, Path("/mnt/clips"), tmp_path / "d")
+
+
 def test_home_is_expanded(tmp_path: Path) -> None:
     """~ is the home folder, wherever a path may stand."""
     environ = {"HOME": "/home/mara", "FISH_SPEECH_DIR": "~/fish"}
@@ -340,6 +348,9 @@ def test_the_nearest_known_one_is_named(tmp_path: Path, override: str, where: st
         "paths.root=",
         'paths.allowed_roots="/a"',
         "paths.allowed_roots=[1]",
+        'paths.mapped={clips = "/clips"}',
+        "paths.mapped={'C:' = 1}",
+        "paths.mapped=/clips",
         "engine.precision=fp8",
         "engine.name=os.path",
         "service.status_seconds=0",

@@ -44,8 +44,9 @@ def test_a_job_from_its_assignment_to_its_end(tmp_path: Path) -> None:
 
     assert told(narrate) == [
         "[Main] Speakers: 3",
-        "[Main] Worker 0: 2 speakers, 3 texts",
-        "[Main] Worker 1: 1 speakers, 2 texts",
+        "[Main] Speaker assignment:",
+        "[Main] Worker 0: 2 speakers (IDs: [a, c]), 3 texts",
+        "[Main] Worker 1: 1 speakers (IDs: [b]), 2 texts",
         "[Worker 0] Processing Speaker a (1/2)",
         "[Worker 0] Speaker a progress: 1/2",
         "[Worker 1] Processing Speaker b (1/1)",
@@ -68,7 +69,7 @@ def test_a_long_speaker_is_told_of_now_and_then(tmp_path: Path, texts: int) -> N
         for _ in range(texts):
             story.spoken(0, "a")
 
-    lines = told(narrate)[2:]
+    lines = told(narrate)[3:]
     assert len(lines) <= 7
     assert lines[-1] == f"[Worker 0] ✅ Completed Speaker a: {texts} segments"
 
@@ -84,7 +85,7 @@ def test_a_thief_has_speakers_too(tmp_path: Path) -> None:
         story.spoken(1, "b")
         story.ended()
 
-    assert told(narrate)[2:] == [
+    assert told(narrate)[3:] == [
         "[Worker 1] Processing Speaker a (1/1)",
         "[Worker 1] Processing Speaker b (2/2)",
         "[Worker 1] ✅ Completed Speaker b: 1 segments",

@@ -81,9 +81,14 @@ def _seed(seed: str | None) -> int | None:
 
 
 def _check_references(settings: Settings, job: Job) -> None:
+    from daemon.core.mapped_paths import path_here
     from daemon.inbox import reference_paths
 
-    if missing := [path for path in reference_paths(job) if not (settings.paths.inbox / path).exists()]:
+    if missing := [
+        path
+        for path in reference_paths(job)
+        if not (settings.paths.inbox / path_here(path, settings.paths.mapped)).exists()
+    ]:
         lines = [f"  {plain(path)}" for path in missing]
         message = "the recordings of its speakers are needed again, and these are gone:"
         raise CommandFailed("\n".join([message, *lines]), ExitCode.REJECTED)

@@ -65,11 +65,13 @@ def _place_corpus(document: dict[str, Any], folder: Path, settings: Settings) ->
     given = document.get("utterances_dir")
     if document.get("kind") != "speaker_embeddings" or not isinstance(given, str) or "\0" in given:
         return []
+    from daemon.core.mapped_paths import path_here
     from daemon.embeddings.corpus import Corpus, CorpusRefused
 
-    corpus = folder / given
-    if not corpus.exists() and (settings.paths.inbox / given).exists():
-        corpus = settings.paths.inbox / given
+    here = path_here(given, settings.paths.mapped)
+    corpus = folder / here
+    if not corpus.exists() and (settings.paths.inbox / here).exists():
+        corpus = settings.paths.inbox / here
     try:
         Corpus(corpus, allowed_roots=tuple(settings.paths.allowed_roots)).close()
     except CorpusRefused as refused:
@@ -104,19 +106,24 @@ def _place(given: str, key: str, copies: dict[Path, str], folder: Path, settings
         OSError: there is no such file, or it can't be read.
         ValueError: it is no reference that the daemon would take.
     """
+    from daemon.core.mapped_paths import is_windows_path, path_here
+
     inbox = settings.paths.inbox
     if "\0" in given:
         raise ValueError("a path with a NUL character names no file")
-    file = Path(os.path.realpath(folder / given))
-    if not os.path.isabs(given) and not file.exists():
-        file = Path(os.path.realpath(inbox / given))
+    here = path_here(given, settings.paths.mapped)
+    file = Path(os.path.realpath(folder / here))
+    if not os.path.isabs(here) and not file.exists():
+        file = Path(os.path.realpath(inbox / here))
         if not file.exists():
+            if is_windows_path(given):
+                raise ValueError(f"{given} is a path of another machine: say in paths.mapped where its folder is here")
             raise ValueError(f"there is no file {given} in {folder}, nor in the inbox")
         check_reference(file, key, settings, name=given)
         return given
     check_reference(file, key, settings, name=given)
     roots = [os.path.realpath(root) for root in settings.paths.allowed_roots]
-    if os.path.isabs(given) and any(file.is_relative_to(root) for root in roots):
+    if os.path.isabs(here) and any(file.is_relative_to(root) for root in roots):
         return given
     if file not in copies:
         copies[file] = content_name(file)

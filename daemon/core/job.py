@@ -12,11 +12,13 @@ ResultsForm = Literal["generate", "encode"]
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A recording of a speaker, or its codec codes: exactly one of ``audio`` and ``codes`` is a path, as the
-    job wrote it (relative to the inbox or absolute); ``text`` is what is said in it."""
+    job wrote it (relative to the inbox or absolute); ``text`` is what is said in it, ``where`` the JSON path that names
+    it, for messages."""
 
     text: str
     audio: str | None = None
     codes: str | None = None
+    where: str = field(default="", compare=False)
 
     @property
     def path(self) -> str:

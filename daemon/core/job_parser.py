@@ -135,7 +135,8 @@ def _read_references(speaker: Fields, limits: Limits, reasons: Reasons) -> tuple
         elif not fields.given("audio") and not fields.given("codes"):
             fields.refuse("audio", "missing_field", "a reference needs the path of a recording (audio) or of its codes")
         elif text is not None and (audio is None) != (codes is None):
-            references.append(Reference(text=text, audio=audio, codes=codes))
+            where = fields.path_of("codes" if audio is None else "audio")
+            references.append(Reference(text=text, audio=audio, codes=codes, where=where))
     return tuple(references) if len(references) == len(items) else None
 
 

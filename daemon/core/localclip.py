@@ -99,7 +99,8 @@ def _read_generate(config: Fields, settings: JobSettings, ignored: _Ignored, lim
         if index is None or speaker_id is None or text is None or npy_file is None or reference_text is None:
             continue
         numeric = isinstance(task.raw("speaker_id"), int)
-        speaker = voices.speaker(speaker_id, Reference(text=reference_text, codes=npy_file), numeric=numeric)
+        reference = Reference(text=reference_text, codes=npy_file, where=task.path_of("npy_file"))
+        speaker = voices.speaker(speaker_id, reference, numeric=numeric)
         segments.append(Segment(index=index, speaker=speaker, text=text, output_file=output_file))
     reasons.raise_if_any()
     return Job(
@@ -134,7 +135,8 @@ def _read_encode(config: Fields, settings: JobSettings, ignored: _Ignored, limit
         if speaker_id is None or audio is None or text is None:
             continue
         numeric = isinstance(fields.raw("speaker_id"), int)
-        speakers[speaker_id] = Speaker(speaker_id, (Reference(text=text, audio=audio),), numeric=numeric)
+        reference = Reference(text=text, audio=audio, where=fields.path_of("reference_audio"))
+        speakers[speaker_id] = Speaker(speaker_id, (reference,), numeric=numeric)
         segments.append(Segment(index=position, speaker=speaker_id, text=text, output_file=output_npy))
     reasons.raise_if_any()
     return Job(

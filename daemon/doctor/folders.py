@@ -70,7 +70,7 @@ def check(settings: Settings) -> list[Finding]:
     for root in paths.allowed_roots:
         if root != paths.inbox and not os.access(root, os.R_OK | os.X_OK):
             problem = "is not there" if not root.exists() else "may not be read by this user"
-            mend = "Make it readable, or take it out of paths.allowed_roots."
+            mend = "Make it readable, or take it out of paths.allowed_roots or paths.mapped."
             found.append(Finding.warn("paths.allowed_roots", f"{root} {problem}", mend))
     return found
 

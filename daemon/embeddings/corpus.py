@@ -12,6 +12,7 @@ from pathlib import Path
 
 from daemon.config import Settings
 from daemon.core.dealing import Speaker
+from daemon.core.mapped_paths import path_here
 from daemon.core.reasons import quoted
 from workers.protocol import Message
 
@@ -111,7 +112,8 @@ def open_corpus(utterances_dir: str, settings: Settings) -> Corpus:
     Raises:
         CorpusRefused: see there.
     """
-    return Corpus(settings.paths.inbox / utterances_dir, allowed_roots=tuple(settings.paths.allowed_roots))
+    here = path_here(utterances_dir, settings.paths.mapped)
+    return Corpus(settings.paths.inbox / here, allowed_roots=tuple(settings.paths.allowed_roots))
 
 
 def _open(path: Path, allowed_roots: tuple[Path, ...] | None) -> int:

@@ -105,7 +105,7 @@ def toml(settings: Mapping[str, Any]) -> str:
 
     def value(given: Any) -> str:
         if isinstance(given, Mapping):
-            return "{" + ", ".join(f"{key} = {value(item)}" for key, item in given.items()) + "}"
+            return "{" + ", ".join(f"{json.dumps(key)} = {value(item)}" for key, item in given.items()) + "}"
         return json.dumps(str(given) if isinstance(given, Path) else given)
 
     return "".join(f"{key} = {value(given)}\n" for key, given in settings.items())

@@ -23,7 +23,11 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dubd(tmp_path_factory: pytest.TempPathFactory, allowed: Path) -> Iterator[DaemonUnderTest]:
-    yield from shared_daemon(tmp_path_factory, paths__allowed_roots=[str(allowed)])
+    yield from shared_daemon(
+        tmp_path_factory,
+        paths__allowed_roots=[str(allowed)],
+        paths__mapped={"C:\\clips": str(allowed / "clips"), "D:\\out": str(tmp_path_factory.mktemp("D"))},
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +186,38 @@ def test_encoded_codes_speak(dubd: DaemonUnderTest, allowed: Path) -> None:
     job = generate({0: None})
     job["tasks"][0]["npy_file"] = "made.npy"
     assert dubd.run("step_2", job)["status"] == "done"
+
+
+def test_the_editors_paths_of_windows(dubd: DaemonUnderTest, allowed: Path) -> None:
+    """Configs as the editor on Windows writes them: its folders are mapped, and results.json calls the files by the
+    names that it knows. A path below no mapped folder is told of by its place in the config."""
+    clips = allowed / "clips"
+    clips.mkdir()
+    (clips / "Anna.flac").write_bytes(recording("ines"))
+    speaker = {
+        "speaker_id": 0,
+        "reference_audio": "C:\\clips\\Anna.flac",
+        "reference_text": "x",
+        "output_npy": "c:/Clips/made/0.npy",
+    }
+    dubd.run("windows_encode", {"mode": "encode", "speakers": [speaker]})
+    codes = "C:\\clips\\made\\0.npy"
+    assert results(dubd, "windows_encode") == [{"speaker_id": 0, "npy_file": codes}]
+    assert (clips / "made" / "0.npy").exists()
+
+    job = generate({12: "D:\\out\\deep\\segment_12.wav", 13: "E:\\elsewhere.wav"})
+    for task in job["tasks"]:
+        task["npy_file"] = codes
+    manifest = dubd.run("windows", job)
+    assert results(dubd, "windows") == {
+        "12": "D:\\out\\deep\\segment_12.wav",
+        "13": str(dubd.outbox / "windows" / "segment_0013.wav"),
+    }
+    assert any("elsewhere" in line for line in manifest["ignored"])
+
+    job["tasks"][1]["npy_file"] = "E:\\voices\\0.npy"
+    dubd.drop("windows_unmapped", job)
+    assert dubd.rejection("windows_unmapped") == [("$.tasks[1].npy_file", "missing")]
 
 
 def test_a_recording_that_is_none(dubd: DaemonUnderTest) -> None:

@@ -12,6 +12,7 @@ or spoken again with another seed::
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ class FishEngine:
         self._prompter = Prompter(read_tokenizer(folder), shape, folder)
         semantic = range(self._prompter.semantic_begin, self._prompter.semantic_begin + self._prompter.semantic_tokens)
         with torch.inference_mode():
+            print("Loading Text2Semantic model...", file=sys.stderr, flush=True)
             weights = read_weights(folder, shape, semantic, self._prompter.end, device, precision)
+            print("Loading DAC model...", file=sys.stderr, flush=True)
             codec = Codec.load(folder, settings.device, machine.codec_precision(precision, device))
         if codec.num_codebooks != shape.codebooks:
             raise EngineError(
