@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables of options cut their names off at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -74,7 +75,7 @@ def run(context: typer.Context, config: ConfigOption = None, overrides: SetOptio
     carry_out(lambda: command.execute(invocation))
 
 
-@app.command()
+@app.command(short_help="Speak the sample job with a daemon of its own.")
 def demo(context: typer.Context, config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Speak the sample job (6 speakers, 46 segments) with a daemon in a temporary folder."""
     from daemon.commands import demo as command
@@ -83,10 +84,10 @@ def demo(context: typer.Context, config: ConfigOption = None, overrides: SetOpti
     carry_out(lambda: command.execute(invocation))
 
 
-@app.command()
+@app.command(short_help="Check jobs and drop them into the inbox.")
 def submit(
     context: typer.Context,
-    jobs: Annotated[list[Path], typer.Argument(metavar="JOB...", help="Job files; references relative to each.")],
+    jobs: Annotated[list[Path], typer.Argument(metavar="JOB", help="Job files; references relative to each.")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with a progress bar.")] = False,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -130,7 +131,7 @@ def cancel(
     carry_out(lambda: command.execute(invocation, job_id))
 
 
-@app.command()
+@app.command(short_help="Speak some segments of an ended job once more.")
 def redo(
     context: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="As 'dubd jobs' lists it.")],
@@ -178,7 +179,7 @@ def jobs(
     carry_out(lambda: command.execute(invocation, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Show which workers would run on which GPU.")
 def plan(
     context: typer.Context,
     gpu: Annotated[
@@ -227,7 +228,7 @@ def encode(
     carry_out(lambda: command.execute(invocation, reference, output))
 
 
-@app.command()
+@app.command(short_help="Check all that the daemon needs; say how to mend it.")
 def doctor(
     context: typer.Context,
     as_json: JsonOption = False,
@@ -258,7 +259,7 @@ class _SeveralValues(typer.core.TyperCommand):
         return super().parse_args(context, spread)
 
 
-@app.command(cls=_SeveralValues)
+@app.command(cls=_SeveralValues, short_help="Compute one embedding for each speaker.")
 def embeddings(
     context: typer.Context,
     utterances_dir: Annotated[
@@ -334,7 +335,7 @@ bench = typer.Typer(
     epilog="docs/benchmarks.md says what each figure means. TMPDIR says where the bench works.",
     no_args_is_help=True,
 )
-app.add_typer(bench, name="bench")
+app.add_typer(bench, name="bench", short_help="Measure the engine, whole jobs, and the daemon itself.")
 
 BenchJsonOption = Annotated[
     bool, typer.Option("--json", help="A list of {name, value, unit, ratio_to_stock}; the hardware on standard error.")
@@ -385,7 +386,7 @@ def bench_decode(
     )
 
 
-@bench.command("codec")
+@bench.command("codec", short_help="The fish codec alone, against stock.")
 def bench_codec(
     context: typer.Context,
     made: MadeOption = None,
@@ -406,7 +407,7 @@ def bench_codec(
     )
 
 
-@bench.command("load")
+@bench.command("load", short_help="Loading the fish engine, against stock.")
 def bench_load(
     context: typer.Context,
     made: MadeOption = None,
@@ -427,7 +428,7 @@ def bench_load(
     )
 
 
-@bench.command("job")
+@bench.command("job", short_help="A whole job from inbox to manifest, against stock.")
 def bench_job(
     context: typer.Context,
     workers: Annotated[str, typer.Option("--workers", metavar="N,N", help="Sizes of the pool.")] = "1,2",
@@ -478,7 +479,7 @@ def bench_daemon(
     )
 
 
-@bench.command("embeddings")
+@bench.command("embeddings", short_help="Speaker embeddings, against a plain Pool.")
 def bench_embeddings(
     context: typer.Context,
     processes: Annotated[int, typer.Option("--processes", metavar="N", min=2, max=64, help="To compare with one.")] = 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_every_command_has_help_and_takes_config_and_set(command: str) -> None:
     assert result.exit_code == 0
     assert "--config" in result.output
     assert "--set" in result.output
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS), ("bench",), ("bench", "job")])
+def test_help_is_whole_at_80_columns(command: tuple[str, ...]) -> None:
+    """No name of an option and no line about a command is cut off."""
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    for line in result.output.splitlines():
+        assert len(line) <= 80, line
+        assert "\N{HORIZONTAL ELLIPSIS}" not in line and not re.search(r"[a-z,]\.\.\.$", line), line
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
