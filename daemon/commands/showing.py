@@ -43,11 +43,11 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that reads best."""
+    """Bytes of memory in the unit that reads best, in powers of 1024 as the plan counts them."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 1024:
             return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
-        count /= 1000
+        count /= 1024
     return f"{count:.1f} TB"
 
 

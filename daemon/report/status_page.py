@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from daemon.config import Settings
+from daemon.core.plan import BYTES_PER_GB
 from daemon.report import page
 from daemon.report.advice import advice
 
@@ -36,6 +37,6 @@ def document(status: dict[str, Any], settings: Settings) -> dict[str, Any]:
         "failures": failures,
         "write_s": WRITE_S,
         "refresh_s": REFRESH_S,
-        "memory_budget_bytes": round(settings.pool.model_memory_gb * 1e9),
+        "memory_budget_bytes": round(settings.pool.model_memory_gb * BYTES_PER_GB),
         "outbox": os.path.relpath(settings.paths.outbox, settings.paths.status.parent),
     }

@@ -64,9 +64,10 @@ const page = {
     return today ? time : `${there.toLocaleDateString([], { day: "numeric", month: "short", year: "numeric" })} ${time}`;
   },
 
+  // Memory, in the GB (of 1024 ** 3 bytes) that GPUs are sold in and the plan counts in.
   size(bytes) {
     if (!page.isNumber(bytes) || bytes <= 0) return "\u2013";
-    return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`;
+    return bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GB` : `${Math.round(bytes / 2 ** 20)} MB`;
   },
 
   count(number, one, many = `${one}s`) {
