@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from daemon.core.job import Limits
-from daemon.core.mapped_paths import checked_folder
+from daemon.mapped_paths import checked_folder
 from workers.protocol import MAX_FRAME_BYTES
 
 SYSTEM_CONFIG = Path("/etc/dubd/config.toml")

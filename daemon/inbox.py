@@ -27,8 +27,8 @@ from daemon import files
 from daemon.config import Settings
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
-from daemon.core.mapped_paths import path_here
 from daemon.live_job import Claim, new_token, received_at, stem_of
+from daemon.mapped_paths import path_here
 
 log = structlog.get_logger("dubd.inbox")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon import files, results
-from daemon.core.mapped_paths import is_windows_path, path_here, path_there
 from daemon.live_job import LiveJob, LiveSegment
+from daemon.mapped_paths import is_windows_path, path_here, path_there
 
 SCHEMA = 1
 

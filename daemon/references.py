@@ -25,8 +25,8 @@ from numpy.lib import format as npy_format
 
 from daemon import files
 from daemon.core.job import Limits, Reference
-from daemon.core.mapped_paths import is_windows_path, path_here
 from daemon.core.reasons import quoted
+from daemon.mapped_paths import is_windows_path, path_here
 
 Kind = Literal["audio", "codes"]
 

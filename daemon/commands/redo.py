@@ -81,8 +81,8 @@ def _seed(seed: str | None) -> int | None:
 
 
 def _check_references(settings: Settings, job: Job) -> None:
-    from daemon.core.mapped_paths import path_here
     from daemon.inbox import reference_paths
+    from daemon.mapped_paths import path_here
 
     if missing := [
         path

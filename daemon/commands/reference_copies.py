@@ -65,8 +65,8 @@ def _place_corpus(document: dict[str, Any], folder: Path, settings: Settings) ->
     given = document.get("utterances_dir")
     if document.get("kind") != "speaker_embeddings" or not isinstance(given, str) or "\0" in given:
         return []
-    from daemon.core.mapped_paths import path_here
     from daemon.embeddings.corpus import Corpus, CorpusRefused
+    from daemon.mapped_paths import path_here
 
     here = path_here(given, settings.paths.mapped)
     corpus = folder / here
@@ -106,7 +106,7 @@ def _place(given: str, key: str, copies: dict[Path, str], folder: Path, settings
         OSError: there is no such file, or it can't be read.
         ValueError: it is no reference that the daemon would take.
     """
-    from daemon.core.mapped_paths import is_windows_path, path_here
+    from daemon.mapped_paths import is_windows_path, path_here
 
     inbox = settings.paths.inbox
     if "\0" in given:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from daemon.config import Settings
 from daemon.core.dealing import Speaker
-from daemon.core.mapped_paths import path_here
 from daemon.core.reasons import quoted
+from daemon.mapped_paths import path_here
 from workers.protocol import Message
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.mapped_paths import checked_folder, path_here, path_there
+from daemon.mapped_paths import checked_folder, path_here, path_there
 
 MAPPED = {
     "C:\\clips": Path("/mnt/c/clips"),
