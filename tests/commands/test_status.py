@@ -153,7 +153,7 @@ def test_eighty_columns_are_enough() -> None:
     Console(file=sink, width=80).print(view(status, width=80))
     lines = sink.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    for whole in ("GPU 7", "restarting", "12", "23.9 GB", "64/64", "123456", "publishing", "10000/10000", "2 h 01 min"):
+    for whole in ("GPU 7", "restarting", "12", "22.3 GB", "64/64", "123456", "publishing", "10000/10000", "2 h 01 min"):
         assert whole in sink.getvalue(), whole
     assert "cancelled" in sink.getvalue()
 

@@ -113,7 +113,8 @@ class DraftEngine:
         return True
 
     def activity(self) -> str:
-        return f"speaking {len(self._running)} segments"
+        speaking = len(self._running)
+        return f"speaking {speaking} segment{'' if speaking == 1 else 's'}" if speaking else "idle"
 
     def close(self) -> None:
         if self._mouth is not None:
