@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci reliability format screenshots light full clean \
+.PHONY: help demo run bench test lint types ci browser reliability format screenshots light full clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -74,6 +74,14 @@ types: full ## mypy, strict
 
 ci: lint types test ## all of them
 
+# Tests of the pages are skipped, with this reason, where there is no browser.
+browser: ## Debian's Chromium, which the tests of the pages and the screenshots need; as root
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then exit 0; fi; \
+	export DEBIAN_FRONTEND=noninteractive; apt="apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
+	{ timeout 60 $$apt update && \
+	timeout 240 $$apt install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 || \
+	{ echo "Chromium could not be installed; as root: apt-get install chromium chromium-driver"; exit 1; }
+
 reliability: light ## attack every promise of docs/reliability.md, to a table (ARGS="--only wire", ARGS=--short)
 	@$(IN_VENV) -m tests.reliability $(ARGS)
 
@@ -81,7 +89,7 @@ format: light ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix --exit-zero .
 	@$(VENV)/bin/ruff format .
 
-screenshots: light ## make the pictures of the pages in docs/ again; needs chromium and chromium-driver
+screenshots: light ## make the pictures of the pages in docs/ again; needs make browser
 	@$(IN_VENV) -m tests.report.screenshots docs/pictures
 
 clean: ## take away the environment and the caches (never ./var)

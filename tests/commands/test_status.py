@@ -164,5 +164,5 @@ def test_the_last_failures_say_what_to_do() -> None:
     sink = io.StringIO()
     failures = [{**failure, "index": index} for index in (5, 3, 4)]
     Console(file=sink, width=200).print(view({"failures": failures}))
-    assert "film: segment 3-5 failed: nothing_spoken: silence" in sink.getvalue()
+    assert "film: segments 3-5 failed: nothing_spoken: silence" in sink.getvalue()
     assert "Redo it with a new seed" in sink.getvalue()

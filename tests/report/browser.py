@@ -49,7 +49,8 @@ class Browser:
         self.chrome = chrome
 
     def open(self, page: Path | str) -> None:
-        """Open a file, or a URL; what was logged before is forgotten."""
+        """Open a file, or a URL; what was logged before is forgotten, and the page before can log no more."""
+        self.chrome.get("about:blank")
         self.console()
         self.requests()
         self.chrome.get(page if isinstance(page, str) else page.resolve().as_uri())

@@ -77,7 +77,7 @@ def test_what_the_page_says(browser: Browser, file: Path) -> None:
     browser.open(file)
     said = text(browser)
     for part in (
-        "GPU 0", "GPU 1", "12.0 GB of 16.0 GB", "anna", "decoding 8 rows", "bad_checkpoint: no model.pth",
+        "GPU 0", "GPU 1", "11.2 GB of 16.0 GB", "anna", "decoding 8 rows", "bad_checkpoint: no model.pth",
         "21 of 46, 1 min 23 s left", "600 segments", "2 more in the inbox", "the disk is full", "2 of 3", "2 h 01 min",
         "segments 3 (anna), 4 (anna)", "nothing_spoken: silence", "Redo it with a new seed",
     ):  # fmt: skip

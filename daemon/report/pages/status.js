@@ -129,7 +129,7 @@
       row.restarts ? page.count(row.restarts, "restart") : null,
     ].filter(Boolean).join(" \u00b7 ");
     return make("div", { class: "worker" },
-      make("span", { class: "number", text: `${row.worker}`, title: `worker ${row.worker}` }), make("span", { class: "doing" }, said(doing || "\u2013")), pill(row.state),
+      make("span", { class: "number", text: `${row.worker}`, title: `worker ${row.worker}` }), make("span", { class: "doing" }, said(doing || (row.state === "ready" ? "idle" : "\u2013"))), pill(row.state),
       make("span", { class: "more" }, said(more)), row.error ? make("span", { class: "error" }, said(row.error)) : null);
   }
 
