@@ -236,6 +236,7 @@ def _failures(failures: list[Document]) -> list[Text]:
         alike.setdefault(key, []).append(count(failure, "index"))
     lines = []
     for (job_id, code, message), indexes in list(alike.items())[:MOST_FAILURES]:
-        lines.append(_text(f"{job_id}: segment{'s' if len(indexes) > 1 else ''} {indexes_text(indexes)} failed: {code}: {message}", "red"))
+        segments = f"segment{'s' if len(indexes) > 1 else ''} {indexes_text(indexes)}"
+        lines.append(_text(f"{job_id}: {segments} failed: {code}: {message}", "red"))
         lines.append(_text(f"  {advice(code)}"))
     return lines
