@@ -26,7 +26,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -136,6 +136,25 @@ def write_new(path: Path, data: bytes) -> None:
     try:
         _write_file(temporary, data, durable=True, mode=FILE_MODE)
         rename_new(temporary, path)
+    except BaseException:
+        _forget(temporary)
+        raise
+    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[int]:
+    """A descriptor to ``append`` to, for files that are too long to be held: when the block ends well, what it has
+    written is under ``path``, durably, replacing what was there; else nothing is changed."""
+    temporary = temporary_name(path)
+    descriptor = create(temporary)
+    try:
+        try:
+            yield descriptor
+            disk.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(temporary, path)
     except BaseException:
         _forget(temporary)
         raise
