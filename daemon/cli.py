@@ -102,6 +102,175 @@ def submit(
     carry_out(lambda: command.execute(invocation, jobs, wait=wait))
 
 
+@app.command(short_help="Make a job of subtitles and voices.")
+def srt(
+    context: typer.Context,
+    subtitles: Annotated[Path, typer.Argument(metavar="FILM.srt", help="SubRip, WebVTT or SubStation (ASS).")],
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--voice",
+            metavar="NAME=FILE:TEXT",
+            help="A speaker's recording, or codes (.npy), and what is said in it. :@FILE reads the text from a file; "
+            "without a text it is looked for in a .txt beside the recording. Repeatable, for one name, too.",
+        ),
+    ] = None,
+    voices: Annotated[
+        list[Path] | None,
+        typer.Option("--voices", metavar="FILE", help="Voices from a TOML or JSON file, or from a job; repeatable."),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", metavar="NAME=VOICE", help="Lines of NAME are spoken by VOICE; repeatable."),
+    ] = None,
+    default_speaker: Annotated[
+        str | None, typer.Option("--default-speaker", metavar="NAME", help="Speaks the lines without a tag.")
+    ] = None,
+    keep_speaker: Annotated[
+        bool, typer.Option("--keep-speaker", help="A line without a tag is spoken by who spoke before.")
+    ] = False,
+    speakers: Annotated[
+        Path | None,
+        typer.Option("--speakers", metavar="CSV", help="Who speaks: rows of a cue's number or a time, and a name."),
+    ] = None,
+    speaker_tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speaker-tag",
+            metavar="FORM",
+            help="How lines name their speaker: colon (ANNA:), bracket ([Anna]), voice (<v Anna>, ASS), or none; "
+            "repeatable. All three unless given.",
+        ),
+    ] = None,
+    not_a_speaker: Annotated[
+        list[str] | None,
+        typer.Option("--not-a-speaker", metavar="TEXT", help="Looks like a tag (Note:) and is none; repeatable."),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="A sentence that goes on in the next cue is spoken as one line.")
+    ] = False,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", metavar="NAME", help="Of the subtitles; found out unless given.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", metavar="TAG", help="Of the lines, such as fr or pt-BR.")
+    ] = None,
+    job_id: Annotated[
+        str | None, typer.Option("--job-id", metavar="JOB_ID", help="The subtitles' name unless given.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option("--priority", metavar="N", help="Of the job: -100 to 100.")] = None,
+    job_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job-set",
+            metavar="KEY=VALUE",
+            help="Set a field of the job, such as output.sample_rate=48000 or defaults.seed=7; repeatable.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="JOB.json", help="FILM.json beside the subtitles unless given; - prints."
+        ),
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit the job, too.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Submit it and wait for the end.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make a job of subtitles and voices, and print where it is.
+
+    Exit codes: 0 done, 2 mistakes (all are told, with their lines); with --submit and --wait as 'dubd submit'.
+    """
+    from daemon.commands import srt as command
+
+    invocation = _invocation(context, config, overrides)
+    asked = command.Asked(
+        subtitles=subtitles,
+        output=output,
+        submit=submit,
+        wait=wait,
+        speaker_tags=tuple(speaker_tag or ()),
+        voices=tuple(voice or ()),
+        voice_files=tuple(voices or ()),
+        aliases=tuple(alias or ()),
+        speaker_table=speakers,
+        no_speakers=tuple(not_a_speaker or ()),
+        default_speaker=default_speaker,
+        keep_speaker=keep_speaker,
+        join=join,
+        encoding=encoding,
+        language=language,
+        job_id=job_id,
+        priority=priority,
+        settings=tuple(job_set or ()),
+    )
+    carry_out(lambda: command.execute(invocation, asked))
+
+
+@app.command(short_help="Lay a finished job on the film's clock.")
+def stitch(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(metavar="JOB_ID", help="Or a job's folder, or its manifest.json.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="TRACK.wav", help="The track; with --per-speaker a folder.")
+    ],
+    per_speaker: Annotated[bool, typer.Option("--per-speaker", help="A track for each speaker.")] = False,
+    stereo: Annotated[bool, typer.Option("--stereo", help="Two channels, the same in both.")] = False,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option("--sample-rate", metavar="HZ", min=8_000, max=192_000, help="The segments' own unless given."),
+    ] = None,
+    subtype: Annotated[str, typer.Option("--subtype", metavar="TYPE", help="PCM_16, PCM_24 or FLOAT.")] = "PCM_16",
+    length: Annotated[
+        str | None,
+        typer.Option(
+            "--length",
+            metavar="TIME",
+            help="Seconds, H:MM:SS.mmm, or a recording that is as long; to the last segment's end unless given.",
+        ),
+    ] = None,
+    gain: Annotated[float, typer.Option("--gain", metavar="DB", min=-60, max=60, help="On all segments.")] = 0.0,
+    gap: Annotated[
+        float | None,
+        typer.Option(
+            "--gap",
+            metavar="SECONDS",
+            min=0,
+            max=3600,
+            help="Segments without a time follow the one before after so long.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Lay only files that are what the manifest says (yes).")
+    ] = True,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Lay the segments of a finished job on the film's clock, and tell what overlaps or is missing.
+
+    Exit codes: 0 all laid, 1 some are missing (the track is written), 2 bad usage, or nothing to lay.
+    """
+    from daemon.commands import stitch as command
+
+    invocation = _invocation(context, config, overrides)
+    asked = command.Asked(
+        job=job,
+        output=output,
+        per_speaker=per_speaker,
+        channels=2 if stereo else 1,
+        sample_rate=sample_rate,
+        subtype=subtype,
+        length=length,
+        gain_db=gain,
+        gap_s=gap,
+        verify=verify,
+        as_json=as_json,
+    )
+    carry_out(lambda: command.execute(invocation, asked))
+
+
 @app.command()
 def status(
     context: typer.Context,

@@ -15,7 +15,20 @@ from typer.testing import CliRunner
 from daemon.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "demo", "submit", "status", "cancel", "jobs", "plan", "encode", "embeddings", "doctor")
+COMMANDS = (
+    "run",
+    "demo",
+    "submit",
+    "srt",
+    "stitch",
+    "status",
+    "cancel",
+    "jobs",
+    "plan",
+    "encode",
+    "embeddings",
+    "doctor",
+)
 
 
 def dubd(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
