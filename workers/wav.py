@@ -35,6 +35,9 @@ def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sampl
 
     if not soundfile.check_format("WAV", subtype):
         raise EngineError("unsupported_output", f"a WAV can't have the subtype {subtype!r}; PCM_16 suits most")
+    if samples.dtype.kind == "i" and subtype in ("FLOAT", "DOUBLE"):
+        # libsndfile would write 16-bit integers as floats of the same value, where full scale is 1.
+        samples = (samples / 32768).astype("float32")
     # In memory first: of an error while writing libsndfile knows only that there was one. By a descriptor, since for a
     # Python file object it needs callbacks in writable and executable memory, which hardened systems deny.
     memory = os.memfd_create("wav", os.MFD_CLOEXEC)

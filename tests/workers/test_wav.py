@@ -47,6 +47,14 @@ def test_integers_are_written_as_they_are(tmp_path: Path) -> None:
     assert soundfile.read(path, dtype="int16")[0].tolist() == samples.tolist()
 
 
+@pytest.mark.parametrize("subtype", FORMATS)
+def test_integers_are_as_loud_in_every_subtype(tmp_path: Path, subtype: str) -> None:
+    """In those that hold floats, full scale is 1."""
+    path = tmp_path / "wav.tmp"
+    write_wav(str(path), np.array([0, 16_384, -16_384], np.int16), 16_000, subtype)
+    assert soundfile.read(path)[0].tolist() == [0.0, 0.5, -0.5]
+
+
 def test_what_is_too_loud_is_clipped(tmp_path: Path) -> None:
     """And does not wrap around."""
     path = tmp_path / "wav.tmp"
