@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import files
+from daemon import files, finishing
 from daemon.config import Settings
 from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, derive_seed, segment_key
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason, Reference, Segment
@@ -168,4 +168,6 @@ def _key(job: LiveJob, segment: Segment, engine: EngineContent, seed: int | None
         engine=engine,
         output=job.job.output,
         task=job.job.task,
+        slot_s=segment.slot_s,
+        finishing_version=finishing.version() if job.job.output.finishes else "",
     )

@@ -483,6 +483,7 @@ def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery |
         attempts=live.attempts,
         key=live.key,
         cached=True,
+        finishing=published.finishing,
     )
 
 
@@ -502,7 +503,10 @@ def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: Reus
         if live.key and live.sha256 and live.seed is not None and job.job.task == "speak":
             path = folder / outbox.published_name(job, position)
             fresh.append(
-                Published(live.key, path, live.sha256, live.frames, live.sample_rate, live.seed, live.truncated)
+                Published(
+                    *(live.key, path, live.sha256, live.frames, live.sample_rate, live.seed, live.truncated),
+                    finishing=live.finishing,
+                )
             )
     files.fsync_folder(folder)
     reuse.record(fresh, at=time.time())

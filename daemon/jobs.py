@@ -32,6 +32,7 @@ from daemon.core.job_settings import LARGEST_SEED
 from daemon.embeddings.job_run import EmbeddingsRun
 from daemon.embeddings.live_job import LiveEmbeddings
 from daemon.ended_jobs import EndedJobs
+from daemon.finishing.finisher import FINISHING_FAILED, Finisher
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
@@ -55,6 +56,8 @@ SPACE_NEEDED = 64 * 1024 * 1024
 """Bytes that must be free in state/ before work is given out again after a full disk."""
 
 SPACE_CHECK_S = 2.0
+
+NOT_AS_TOLD = "a worker's file is not what it said"
 
 MOST_TRIES_TOLD = 100
 """Seeds and flaws of one segment that are kept of what a worker tells."""
@@ -99,6 +102,9 @@ class Jobs:
         self.ended = ended
         self.signs = signs
         self.recorder = Recorder(self._on_stored, self._on_spoilt, self.disk_full)
+        self.finisher = Finisher(
+            self.recorder.deliver, self._on_spoilt, self.disk_full, tries=lambda: self.settings.pool.tries
+        )
         self.engine_is_known = anyio.Event()
         self.outbox_threads = anyio.CapacityLimiter(OUTBOX_THREADS)
         self.runs: dict[str, JobRun] = {}
@@ -264,7 +270,12 @@ class Jobs:
                 "repetition_penalty": parameters.repetition_penalty,
                 "max_new_tokens": parameters.max_new_tokens,
             },
-            "output": {"path": str(file), "sample_rate": output.sample_rate, "subtype": output.subtype},
+            "output": {
+                "path": str(file),
+                "sample_rate": output.sample_rate,
+                # What is finished is rounded once, at the end.
+                "subtype": "FLOAT" if _is_finished(job) else output.subtype,
+            },
         }
         return message, file
 
@@ -305,24 +316,29 @@ class Jobs:
     def delivered(self, ticket: Ticket, message: Message, device: str) -> None:
         run = self.runs[ticket.job]
         live = run.job.segments[ticket.position]
-        self.recorder.deliver(
-            Delivery(
-                job=run.job,
-                position=ticket.position,
-                file=ticket.file,
-                frames=_number(message["frames"]),
-                sample_rate=_number(message.get("sample_rate", 0)),
-                seed=_seed(message.get("seed", live.seed or 0)),
-                truncated=bool(message.get("truncated", False)),
-                generate_s=_seconds(message.get("generate_s", 0.0)),
-                worker=ticket.worker,
-                device=device,
-                attempts=max(live.attempts, 1),
-                key=live.key if run.job.engine == self.pool.identity else None,
-                seeds=tuple(_seed(seed) for seed in message.get("seeds", ())[:MOST_TRIES_TOLD]),
-                flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())[:MOST_TRIES_TOLD]),
-            )
+        delivery = Delivery(
+            job=run.job,
+            position=ticket.position,
+            file=ticket.file,
+            frames=_number(message["frames"]),
+            sample_rate=_number(message.get("sample_rate", 0)),
+            seed=_seed(message.get("seed", live.seed or 0)),
+            truncated=bool(message.get("truncated", False)),
+            generate_s=_seconds(message.get("generate_s", 0.0)),
+            worker=ticket.worker,
+            device=device,
+            attempts=max(live.attempts, 1),
+            key=live.key if run.job.engine == self.pool.identity else None,
+            seeds=tuple(_seed(seed) for seed in message.get("seeds", ())[:MOST_TRIES_TOLD]),
+            flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())[:MOST_TRIES_TOLD]),
         )
+        if not _is_finished(run.job):
+            self.recorder.deliver(delivery)
+            return
+        # Its worker is done with it: should the daemon die before it is finished, it is spoken again, but no suspect.
+        live.give_back()
+        self.recorder.note(run.job, {"t": "back", "p": ticket.position})
+        self.finisher.finish(delivery)
 
     def segment_ended(self, ended: events.SegmentEnded) -> None:
         run = self.runs[ended.job]
@@ -393,12 +409,8 @@ class Jobs:
         delivery = spoilt.delivery
         live = delivery.job.segments[delivery.position]
         live.begun = live.cached = False
-        log.warning(
-            "a worker's file is not what it said",
-            job=delivery.job.job_id,
-            worker=delivery.worker,
-            reason=spoilt.message,
-        )
+        what = "a segment could not be finished" if spoilt.code == FINISHING_FAILED else NOT_AS_TOLD
+        log.warning(what, job=delivery.job.job_id, worker=delivery.worker, reason=spoilt.message)
         if not delivery.cached:
             self.pool.apply(
                 events.SegmentSpoilt(
@@ -441,6 +453,11 @@ class Jobs:
         except OSError:
             return False
         return True
+
+
+def _is_finished(job: LiveJob) -> bool:
+    """What workers deliver for it goes through the finisher."""
+    return job.job.task == "speak" and job.job.output.finishes
 
 
 def _number(value: object) -> int:

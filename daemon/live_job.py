@@ -79,6 +79,8 @@ class LiveSegment:
     message: str | None = None
     peaks: str | None = None
     """The recording's outline (see report.peaks)."""
+    finishing: dict[str, Any] | None = None
+    """What was done to it after it was spoken (see finishing.steps.finish)."""
     again: bool = False
     """It is redone: a recording that is known already is not what is wanted."""
     history: tuple[dict[str, Any], ...] = ()
@@ -307,10 +309,11 @@ class LiveJob:
 SPOKEN_FIELDS = (
     "key", "seed", "cached", "frames", "sample_rate", "sha256", "truncated", "attempts",
     "worker", "device", "generate_s", "seeds", "flaws", "peaks",
+    "finishing",
 )  # fmt: skip
 """What the journal keeps of a finished segment, besides its position."""
 
-LATER_FIELDS = ("peaks",)
+LATER_FIELDS = ("peaks", "finishing")
 """Those of them that journals of earlier versions have not got."""
 
 

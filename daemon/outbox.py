@@ -157,6 +157,8 @@ def manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
         "generate_s": live.generate_s,
         "error": _error(live),
     }
+    if live.finishing is not None:
+        entry["finishing"] = live.finishing
     if live.flaws:
         entry["flaws"] = list(live.flaws)
     if len(live.seeds) > 1:

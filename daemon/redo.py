@@ -156,6 +156,8 @@ def _keep(folder: Path, job: LiveJob, position: int, entry: Entry) -> bool:
             kept.status, kept.cached, kept.published = "ok", True, True
             kept.seed = _whole(entry.get("seed"))
             kept.truncated = entry.get("truncated") is True
+            finishing = entry.get("finishing")
+            kept.finishing = finishing if isinstance(finishing, dict) else None
             kept.generate_s = 0.0
             kept.seeds = tuple(seed for seed in _list(entry.get("seeds")) if type(seed) is int)
             kept.flaws = tuple(str(flaw) for flaw in _list(entry.get("flaws")))
@@ -202,7 +204,7 @@ def _put_aside(folder: Path, job: LiveJob, position: int, number: int, entry: En
             pass  # somebody has removed it
         else:
             files.fsync_folder(folder / TAKES)
-    told = ("status", "seed", "seeds", "duration_s", "overrun_s", "sha256", "truncated", "flaws", "error")
+    told = ("status", "seed", "seeds", "duration_s", "overrun_s", "sha256", "truncated", "finishing", "flaws", "error")
     take = {key: entry[key] for key in told if key in entry}
     return {**take, "file": aside if (folder / aside).exists() else None}
 

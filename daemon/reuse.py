@@ -6,9 +6,12 @@ now. Losing it, or deleting it, costs only that known lines are spoken again.
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from daemon.index_file import IndexFile
 
@@ -16,7 +19,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spoken (
     key TEXT PRIMARY KEY, path TEXT NOT NULL, sha256 TEXT NOT NULL,
     frames INTEGER NOT NULL, sample_rate INTEGER NOT NULL, seed INTEGER NOT NULL, truncated INTEGER NOT NULL,
-    recorded_at REAL NOT NULL
+    recorded_at REAL NOT NULL, finishing TEXT
 ) WITHOUT ROWID
 """
 _BATCH = 500
@@ -24,7 +27,8 @@ _BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A WAV that was published: where, its sha256 (hex), its samples per channel and rate (Hz), how it was spoken."""
+    """A WAV that was published: where, its sha256 (hex), its samples per channel and rate (Hz), how it was spoken and
+    finished."""
 
     key: str
     path: Path
@@ -33,6 +37,7 @@ class Published:
     sample_rate: int
     seed: int
     truncated: bool
+    finishing: dict[str, Any] | None = None
 
 
 class ReuseIndex(IndexFile):
@@ -41,12 +46,22 @@ class ReuseIndex(IndexFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _SCHEMA)
 
+    def _open(self, path: Path | str) -> sqlite3.Connection:
+        connection = super()._open(path)
+        if "finishing" not in {row[1] for row in connection.execute("PRAGMA table_info(spoken)")}:
+            connection.execute("ALTER TABLE spoken ADD COLUMN finishing TEXT")  # an earlier version made it
+        return connection
+
     def record(self, published: Iterable[Published], *, at: float) -> None:
         """Remember where these lie now; ``at`` is Unix time. A failure is nobody's loss and is not reported."""
         rows = [
-            (p.key, str(p.path), p.sha256, p.frames, p.sample_rate, p.seed, int(p.truncated), at) for p in published
+            (
+                *(p.key, str(p.path), p.sha256, p.frames, p.sample_rate, p.seed, int(p.truncated), at),
+                None if p.finishing is None else json.dumps(p.finishing),
+            )
+            for p in published
         ]
-        self.write("INSERT OR REPLACE INTO spoken VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self.write("INSERT OR REPLACE INTO spoken VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def look_up(self, keys: Iterable[str]) -> dict[str, Published]:
         """What is known of these keys. The files may have changed since: compare their sha256."""
@@ -55,9 +70,11 @@ class ReuseIndex(IndexFile):
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
             marks = ",".join("?" * len(batch))
-            query = f"SELECT key, path, sha256, frames, sample_rate, seed, truncated FROM spoken WHERE key IN ({marks})"
-            for key, path, sha256, frames, sample_rate, seed, truncated in self.read(query, batch):
-                found[key] = Published(key, Path(path), sha256, frames, sample_rate, seed, bool(truncated))
+            columns = "key, path, sha256, frames, sample_rate, seed, truncated, finishing"
+            query = f"SELECT {columns} FROM spoken WHERE key IN ({marks})"
+            for key, path, sha256, frames, rate, seed, truncated, told in self.read(query, batch):
+                finishing = None if told is None else json.loads(told)
+                found[key] = Published(key, Path(path), sha256, frames, rate, seed, bool(truncated), finishing)
         return found
 
     def places(self, after: str) -> list[tuple[str, str]]:

@@ -100,6 +100,7 @@ class Daemon:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await tasks.start(self.pool.run)
             tasks.start_soon(self.jobs.recorder.run)
+            tasks.start_soon(self.jobs.finisher.run)
             await self._make_plan()
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."
             log.info(line)
@@ -142,7 +143,7 @@ class Daemon:
         async with anyio.create_task_group() as waiting:
             waiting.cancel_scope.deadline = anyio.current_time() + self.settings.service.drain_seconds
             waiting.start_soon(self._cancel_on_interrupt, signals, waiting.cancel_scope)
-            while self.pool.holding() or not self.jobs.recorder.idle or self.jobs.finishing():  # noqa: ASYNC110
+            while self._still_busy():  # noqa: ASYNC110
                 await anyio.sleep(0.02)
             waiting.cancel_scope.cancel()
         if self.pool.holding():
@@ -159,6 +160,10 @@ class Daemon:
         with anyio.move_on_after(2), suppress(OSError):
             await self._status.write()
         log.info("stopped")
+
+    def _still_busy(self) -> bool:
+        jobs = self.jobs
+        return bool(self.pool.holding() or not jobs.finisher.idle or not jobs.recorder.idle or jobs.finishing())
 
     async def _cancel_on_interrupt(self, signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
         """A second Ctrl-C means now. A second SIGTERM says nothing new: whoever sends it can also kill."""

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -57,6 +58,8 @@ class Delivery:
     recorded: bool = False
     peaks: str | None = None
     """The recording's outline, once it has been checked (see report.peaks)."""
+    finishing: dict[str, Any] | None = None
+    """What was done to it since the worker made it (see finishing.steps.finish)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ def _as_segment(delivery: Delivery) -> LiveSegment:
         seeds=delivery.seeds,
         flaws=delivery.flaws,
         peaks=delivery.peaks,
+        finishing=delivery.finishing,
         again=before.again,
         history=before.history,
     )

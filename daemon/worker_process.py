@@ -186,7 +186,7 @@ class WorkerProcess:
                     tasks.start_soon(self._read_messages, stdout, on_message)
                     tasks.start_soon(self._read_lines, stderr, on_line)
                     tasks.start_soon(self._end_when_silent, process)
-                    await process.wait()
+                    await self._ended(process)
                     # Processes that it leaves behind may hold its pipes open for ever; what has come is what counts.
                     with anyio.move_on_after(DRAIN_S):
                         await self._messages_done.wait()
@@ -198,6 +198,9 @@ class WorkerProcess:
                     await process.wait()
                 self._close_streams()
         return self._reason or _ending(process.returncode, spoke=self._spoke)
+
+    async def _ended(self, process: anyio.abc.Process) -> None:
+        await process.wait()
 
     async def _end_when_silent(self, process: anyio.abc.Process) -> None:
         """A worker whose end of the pipe is closed can say nothing more, and has no business left but to exit."""

@@ -107,6 +107,22 @@ def test_the_daemon_knows_only_the_protocol(path: Path) -> None:
     report(path, found, "the two sides may run in different Python environments, and share only the pipe's protocol")
 
 
+@pytest.mark.parametrize("path", modules("daemon"), ids=name_of)
+def test_native_libraries_of_finishing_stay_in_its_processes(path: Path) -> None:
+    """Only the arithmetic of finishing imports them, which no module of the daemon imports that is not its process."""
+    if name_of(path) in ("daemon.finishing.steps", "daemon.finishing.loudness"):
+        return
+    arithmetic = (
+        () if name_of(path) == "daemon.finishing.process" else ("daemon.finishing.steps", "daemon.finishing.loudness")
+    )
+    found = [
+        (module, line)
+        for module, line in imports(path)
+        if top(module) in ("libsonic", "pyloudnorm", "scipy") or any(is_under(module, name) for name in arithmetic)
+    ]
+    report(path, found, "a library that crashes must not end the daemon")
+
+
 @pytest.mark.parametrize("path", modules("workers"), ids=name_of)
 def test_workers_never_import_the_daemon(path: Path) -> None:
     """workers has no import of daemon or of tests."""

@@ -58,21 +58,13 @@ def read_embeddings_job(tree: Mapping[str, Any], *, stem: str, reasons: Reasons)
         utterances_dir=read_path(job, "utterances_dir", required=True) or "",
         min_utterances=job.integer("min_utterances", 1, 1_000_000_000),
         chunk_size=job.integer("chunk_size", 1, 1000),
-        skip_existing=_truth(job, "skip_existing"),
+        skip_existing=job.flag("skip_existing"),
         format=_read_format(job),  # type: ignore[arg-type]  # one of FORMATS
         exclude_filename_prefix=_read_names(job, "exclude_filename_prefix"),
         exclude_filename_pattern=_read_names(job, "exclude_filename_pattern"),
     )
     reasons.raise_if_any()
     return read
-
-
-def _truth(job: Fields, name: str) -> bool | None:
-    value = job.raw(name)
-    if value is None or isinstance(value, bool):
-        return value
-    job.wrong_type(name, "true or false", value)
-    return None
 
 
 def _read_format(job: Fields) -> str | None:

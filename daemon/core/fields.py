@@ -145,6 +145,14 @@ class Fields:
             return value
         return None
 
+    def flag(self, name: str) -> bool | None:
+        """true or false."""
+        value = self.raw(name)
+        if value is None or isinstance(value, bool):
+            return value
+        self.wrong_type(name, "true or false", value)
+        return None
+
     def items(self, name: str) -> list[Any] | None:
         """A list that must be given."""
         value = self.raw(name, required=True)

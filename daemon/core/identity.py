@@ -9,6 +9,10 @@ no spaces, numbers as Python's ``json`` writes them (floats as the shortest text
      "engine": {name, version, model, precision, options},
      "output": {sample_rate, subtype}}
 
+and, where the output is finished (see daemon.finishing), ``"finishing": {version, fit, max_speed, slot_s,
+loudness_lufs, trim_silence}``: ``version`` is that of the finishing, max_speed and slot_s (to the microsecond) are null
+unless it fits.
+
 JSON quotes its texts, so no two different contents have the same document. Nothing that leaves the audio alone is in
 it: neither index, job, speaker's id, times and file names, nor worker, device and slots.
 
@@ -24,7 +28,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from daemon.core.job import Output, Parameters, Task
@@ -62,14 +66,17 @@ def segment_key(
     engine: EngineContent,
     output: Output,
     task: Task = "speak",
+    slot_s: float | None = None,
+    finishing_version: str = "",
 ) -> str:
     """The content key, 64 hexadecimal digits; ``parameters.seed`` is the segment's own, None while it has none.
+    ``slot_s`` and ``finishing_version`` count only where they shape the audio.
 
     Raises:
         ValueError: a number is NaN or infinite.
         TypeError: an option of the engine is of no type of JSON's.
     """
-    content = {
+    content: dict[str, object] = {
         "dubd": KEY_VERSION,
         "task": task,
         "text": text,
@@ -89,8 +96,18 @@ def segment_key(
             "precision": engine.precision,
             "options": dict(engine.options),
         },
-        "output": asdict(output),
+        "output": {"sample_rate": output.sample_rate, "subtype": output.subtype},
     }
+    if output.finishes and task == "speak":
+        fits = output.fit is not None
+        content["finishing"] = {
+            "version": finishing_version,
+            "fit": output.fit,
+            "max_speed": float(output.max_speed) if fits else None,
+            "slot_s": None if slot_s is None or not fits else round(slot_s, 6),
+            "loudness_lufs": output.loudness_lufs,
+            "trim_silence": output.trim_silence,
+        }
     document = json.dumps(content, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(document.encode("ascii")).hexdigest()
 

@@ -49,10 +49,23 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The form of the WAVs. ``sample_rate`` None: the engine's own, in Hz. ``subtype`` as libsndfile names it."""
+    """The form of the WAVs. ``sample_rate`` None: the engine's own, in Hz. ``subtype`` as libsndfile names it.
+
+    The others say how they are finished (see daemon.finishing), all off by default: ``fit`` "speed": one that is longer
+    than its slot is sped up, at most ``max_speed`` times; ``loudness_lufs``: its loudness after ITU-R BS.1770;
+    ``trim_silence``: the silence before and after is cut down to 50 ms."""
 
     sample_rate: int | None = None
     subtype: str = "PCM_16"
+    fit: Literal["speed"] | None = None
+    max_speed: float = 1.25
+    loudness_lufs: float | None = None
+    trim_silence: bool = False
+
+    @property
+    def finishes(self) -> bool:
+        """Something is done to what the engine has made."""
+        return self.fit is not None or self.loudness_lufs is not None or self.trim_silence
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,14 @@ SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "
 """What a WAV may hold, as libsndfile names it: the encodings with one value a sample. Its block codecs (ADPCM, GSM)
 pad a recording to whole blocks, so that its length would no longer be the segment's."""
 
+FITS = ("speed",)
+FASTEST = 2.0
+"""Beyond twice as fast nobody follows a dialogue."""
+
+QUIETEST_LUFS, LOUDEST_LUFS = -60.0, -5.0
+"""Below is next to nothing; above no speech comes without being cut off. Broadcasts ask for -24 to -23, streams for -16
+to -14."""
+
 SETTINGS: dict[str, tuple[str, ...]] = {
     "job_id": (),
     "language": (),
@@ -114,7 +122,26 @@ def _read_output(given: Fields) -> Output:
         near = nearest(subtype, SUBTYPES)
         hint = f"did you mean {near}?" if near else f"it can be one of {', '.join(SUBTYPES)}"
         given.refuse("subtype", "bad_subtype", f"{quoted(subtype)} is not what a WAV can hold; {hint}")
-    return Output(sample_rate=sample_rate) if subtype is None else Output(sample_rate=sample_rate, subtype=subtype)
+    fit = given.text("fit", _LONGEST_ID)
+    if fit is not None and fit not in FITS:
+        given.refuse(
+            "fit", "bad_fit", f"fit is {quoted(fit)}; it can be 'speed', or null to leave every length as it is"
+        )
+    values = {
+        "sample_rate": sample_rate,
+        "subtype": subtype,
+        "fit": fit,
+        "max_speed": given.number(
+            "max_speed", lambda value: 1 < value <= FASTEST, f"above 1 and at most {FASTEST:g}, such as 1.25"
+        ),
+        "loudness_lufs": given.number(
+            "loudness_lufs",
+            lambda value: QUIETEST_LUFS <= value <= LOUDEST_LUFS,
+            f"from {QUIETEST_LUFS:g} to {LOUDEST_LUFS:g}, such as -23",
+        ),
+        "trim_silence": given.flag("trim_silence"),
+    }
+    return Output(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
 
 
 def read_speaker_id(fields: Fields, name: str) -> str | None:

@@ -18,6 +18,7 @@ _ADVICE = {
     "write_failed": "Look at the disk under paths.state: its space and the daemon's right to write.",
     "no_audio": "The worker left no file. Look at the disk under paths.state, then redo it.",
     "bad_audio": "The worker's file was not what it said. Look at the disk under paths.state, then redo it.",
+    "finishing_failed": "It was spoken, but not finished. Look at the log; redo it, or ask for less in output.",
     "file_lost": "Its finished file has gone from paths.state. Redo it.",
     "reference_unreadable": _REFERENCE,
     "no_reference": _REFERENCE,

@@ -20,6 +20,7 @@ POLICY = "media-src 'self' file:"
 COLUMNS = (
     "index", "speaker", "text", "status", "cached", "file", "start", "slot", "duration", "overrun", "seed",
     "attempts", "truncated", "peaks", "device", "generate", "code", "message", "flaws", "seeds", "history",
+    "finishing",
 )  # fmt: skip
 """What the page's script finds in each row, in this order; ``speaker`` is a place in ``speakers``."""
 
@@ -86,4 +87,5 @@ def _row(job: LiveJob, position: int, places: dict[str, int]) -> list[Any]:
         said.get("flaws"),
         None if "seeds" not in said else [str(seed) for seed in said["seeds"]],
         said.get("history"),
+        said.get("finishing"),
     ]

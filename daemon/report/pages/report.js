@@ -255,10 +255,23 @@
     const box = make("div", { class: "made" });
     if (row.history) box.append(make("span", { class: "pill live", text: `take ${row.history.length + 1}` }), " ");
     if (row.truncated) box.append(make("span", { class: "pill warn", text: "cut off" }), " ");
+    if (row.finishing?.speed > 1) box.append(make("span", { class: "pill", text: `\u00d7${row.finishing.speed.toFixed(2)}`, title: "sped up" }), " ");
     if (row.cached) box.append(make("span", { class: "pill", text: "from before" }));
     else if (row.attempts) box.append(page.count(row.attempts, "try", "tries"));
     if (row.seed !== null) box.append(make("div", { text: `seed ${row.seed}`, title: `seed ${row.seed}` }));
     return box;
+  }
+
+  // What was done to the recording after it was spoken, in a few words each.
+  function finishing(told) {
+    if (!told) return [];
+    const trimmed = (told.trimmed_start_s ?? 0) + (told.trimmed_end_s ?? 0);
+    const short = told.limited_by_peak ? ", held back by its peaks" : "";
+    return [
+      trimmed > 0 ? `${trimmed.toFixed(2)} s of silence trimmed` : null,
+      told.speed > 1 ? `sped up \u00d7${told.speed.toFixed(2)} from ${told.spoken_s.toFixed(2)} s` : null,
+      typeof told.loudness_lufs === "number" ? `${told.loudness_lufs.toFixed(1)} LUFS (${told.gain_db < 0 ? "\u2212" : "+"}${Math.abs(told.gain_db).toFixed(1)} dB${short})` : null,
+    ].filter((one) => one !== null);
   }
 
   // --- waveforms ------------------------------------------------------------------------------------------
@@ -477,6 +490,7 @@
       row.seeds ? `seeds ${row.seeds.join(", ")}` : row.seed === null ? null : `seed ${row.seed}`,
       row.attempts ? page.count(row.attempts, "try", "tries") : null,
       row.truncated ? "cut off at max_new_tokens" : null,
+      ...finishing(row.finishing),
       row.device ? `${row.device}, ${page.duration(row.generate)}` : null,
       ...(row.flaws ?? []).map((flaw) => said(flaw)),
     ].filter((one) => one !== null);
