@@ -227,6 +227,14 @@ class Embeddings(Table):
     )
 
 
+class Disk(Table):
+    """How much room stays free. Below, no more jobs are taken, until there is a quarter more."""
+
+    state_free_gb: float = Field(0.5, ge=0, le=1e6, description="GB that stay free for the state folder; 0: none.")
+    outbox_free_gb: float = Field(0.5, ge=0, le=1e6, description="GB that stay free for the outbox; 0: none.")
+    inbox_free_gb: float = Field(0.05, ge=0, le=1e6, description="GB that stay free for the inbox; 0: none.")
+
+
 class Retention(Table):
     """What goes with time. Results go only once they have been read (see docs/upkeep.md)."""
 
@@ -272,6 +280,7 @@ TABLES: dict[str, type[Table]] = {
     "worker": Worker,
     "engine": Engine,
     "embeddings": Embeddings,
+    "disk": Disk,
     "retention": Retention,
     "log": Log,
     "service": Service,
@@ -291,6 +300,7 @@ class Settings:
     worker: Worker
     engine: Engine
     embeddings: Embeddings
+    disk: Disk
     retention: Retention
     log: Log
     service: Service
@@ -446,6 +456,7 @@ class _Collector:
         worker = self._table("worker", Worker, cwd)
         engine = self._table("engine", Engine, cwd)
         embeddings = self._table("embeddings", Embeddings, cwd)
+        disk = self._table("disk", Disk, cwd)
         retention = self._table("retention", Retention, cwd)
         log = self._table("log", Log, cwd)
         service = self._table("service", Service, cwd)
@@ -466,6 +477,7 @@ class _Collector:
             or worker is None
             or engine is None
             or embeddings is None
+            or disk is None
             or retention is None
             or log is None
             or service is None
@@ -479,6 +491,7 @@ class _Collector:
             worker=worker,
             engine=engine,
             embeddings=embeddings,
+            disk=disk,
             retention=retention,
             log=log,
             service=service,

@@ -25,6 +25,7 @@ import watchfiles
 
 from daemon import files
 from daemon.config import Settings
+from daemon.core.footprint import result_bytes
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
 from daemon.live_job import Claim, new_token, received_at, stem_of
@@ -59,16 +60,19 @@ class Observation:
     job_id: str | None = None
     mtime_ns: int = 0
     regular: bool = True
+    bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A name in the inbox that has settled: a job, or something to be rejected (``reasons``)."""
+    """A name in the inbox that has settled: a job, or something to be rejected (``reasons``). ``bytes``: what it will
+    take on the disks, about; 0 where that is not known."""
 
     name: str
     priority: int
     mtime_ns: int
     reasons: tuple[Reason, ...] = ()
+    bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,8 @@ class Inbox:
                 ready.append(Ready(name, 0, observation.mtime_ns, (_irregular(name, status),)))
                 continue
             if observation.complete or now - observation.since >= settle + grace:
-                ready.append(Ready(name, observation.priority, observation.mtime_ns))
+                size = observation.bytes + sum(signature[2] for signature in observation.references if signature)
+                ready.append(Ready(name, observation.priority, observation.mtime_ns, bytes=size))
             else:
                 due.append(observation.since + settle + grace)
         self._observations = {name: self._observations[name] for name in seen}
@@ -188,6 +193,7 @@ class Inbox:
             observation.complete = False
             return
         observation.priority, observation.job_id = job.priority, job.job_id
+        observation.bytes = result_bytes(job)
         observation.reference_paths = reference_paths(job)
         observation.references = self._reference_signatures(observation.reference_paths)
         observation.complete = None not in observation.references

@@ -26,6 +26,7 @@ import structlog
 from daemon import files, outbox, results
 from daemon.config import Settings
 from daemon.core import events
+from daemon.core.footprint import result_bytes, segment_bytes
 from daemon.ended_jobs import EndedJob, EndedJobs
 from daemon.inbox import Inbox
 from daemon.intake import give_keys
@@ -95,6 +96,8 @@ class JobRun:
         self._outbox: tuple[int, int] | None = None
         """Which folder the outbox was when the job's folder was made in it (device and inode)."""
         self._reported = False
+        self.result_bytes = result_bytes(job.job)
+        """What the whole job will write, about."""
 
     # --- what it is told ---------------------------------------------------------------------------
 
@@ -137,6 +140,11 @@ class JobRun:
     def finishing(self) -> bool:
         """Every segment has ended; what is left takes files alone."""
         return self._all_ended
+
+    def outstanding_bytes(self) -> float:
+        """What it will still write, about."""
+        job = self.job
+        return sum(segment_bytes(job.job, live.segment) for live in job.segments if live.status == "waiting")
 
     def eta_s(self) -> float | None:
         """Seconds until the last segment, if it goes on as since the first one began."""

@@ -41,6 +41,7 @@ from daemon.outbox import OutboxConflict
 from daemon.pool import Pool, Ticket
 from daemon.recorder import Recorder
 from daemon.reuse import ReuseIndex
+from daemon.room import DISPATCH_RESUME, Room
 from daemon.store import Delivery, Spoilt
 from workers.protocol import Message
 
@@ -117,6 +118,7 @@ class Jobs:
         self._tasks = tasks
         self._lines: dict[str, list[LiveJob]] = {}
         """Jobs of one folded job_id, in order; the first one runs."""
+        self.room = Room(self)
         self._clearing: dict[str, anyio.Event] = {}
         """Folded job_ids whose earlier results are being removed."""
 
@@ -134,6 +136,14 @@ class Jobs:
     def segments(self) -> int:
         """Segments of all jobs taken: what their memory grows with."""
         return sum(len(run.job.segments) for run in self.runs.values())
+
+    def most_outstanding_bytes(self) -> float:
+        """What all jobs taken would write if they were at their beginning, about: quickly known."""
+        return sum(run.result_bytes for run in self.runs.values())
+
+    def outstanding_bytes(self) -> float:
+        """What they will still write, about."""
+        return sum(run.outstanding_bytes() for run in self.runs.values())
 
     def highest_priority(self) -> int:
         return max((run.job.job.priority for run in self.runs.values()), default=0)
@@ -200,12 +210,14 @@ class Jobs:
 
     def warn(self, what: str, warning: str | None) -> None:
         """Show a warning to people, or take it back."""
-        if self.signs.warnings.get(what) == warning:
+        before = self.signs.warnings.get(what)
+        if before == warning:
             return
         if warning is None:
             del self.signs.warnings[what]
         else:
-            log.warning(warning)
+            if before is None:  # else only its figures have changed
+                log.warning(warning)
             self.signs.warnings[what] = warning
         self.signs.wake()
 
@@ -433,7 +445,8 @@ class Jobs:
     async def _resume_when_there_is_room(self) -> None:
         while True:
             await anyio.sleep(SPACE_CHECK_S)
-            if await anyio.to_thread.run_sync(self._has_room):
+            enough = self.room.too_little_for_work(DISPATCH_RESUME) is None
+            if enough and await anyio.to_thread.run_sync(self._has_room):
                 break
         self.signs.paused = False
         self.signs.warnings.pop("disk", None)

@@ -50,8 +50,8 @@ class Reception:
         self._wake = anyio.Event()
         self._admissions = anyio.CapacityLimiter(ADMISSIONS)
         self._rejecting = anyio.CapacityLimiter(1)
-        self._admitting: set[str] = set()
-        """Tokens of claims that are being accepted or rejected."""
+        self._admitting: dict[str, float] = {}
+        """Tokens of claims that are being accepted or rejected, and what each will take on the disks."""
         self._claims_of: tuple[int, int] | None = None
         self._unmovable: set[str] = set()
         self._unknown_cancels: dict[str, float] = {}
@@ -100,13 +100,19 @@ class Reception:
         self._unknown_cancels = {name: self._unknown_cancels.get(name, now) for name in look.cancels}
         for name in look.cancels:
             await self._obey_cancel(name)
+        waiting: list[str] = []
         for item in look.ready:
             full = (
                 len(self._jobs.runs) + len(self._admitting) >= MAX_LIVE_JOBS
                 or self._jobs.segments() >= MAX_LIVE_SEGMENTS
             )
             if not self.open or self._signs.paused or (full and item.priority <= self._jobs.highest_priority()):
-                return
+                break
+            if self._jobs.room.low is not None:
+                break
+            if (why := self._refusal(item)) is not None:
+                waiting.append(f"{printable(item.name)} waits: {why}")
+                continue
             try:
                 claim = await anyio.to_thread.run_sync(self._inbox.claim, item)
             except OSError as error:
@@ -116,6 +122,18 @@ class Reception:
                 continue
             if claim is not None:
                 self.admit(claim, item)
+        more = f"; {len(waiting) - 1} more wait" if len(waiting) > 1 else ""
+        self._jobs.warn("size", waiting[0] + more if waiting else None)
+
+    def _refusal(self, item: Ready) -> str | None:
+        """Why there is no room for a job beside those that were taken; None when there is, or there are none."""
+        if not self._jobs.runs and not self._admitting:
+            return None
+        coming = sum(self._admitting.values())
+        room = self._jobs.room
+        if room.refusal(item.bytes, self._jobs.most_outstanding_bytes() + coming) is None:
+            return None
+        return room.refusal(item.bytes, self._jobs.outstanding_bytes() + coming)
 
     def _warn_of_unmovable(self, name: str, error: OSError) -> None:
         """A file that can't be taken (not ours, in a folder with the sticky bit) is no reason to leave the others."""
@@ -161,7 +179,7 @@ class Reception:
 
     def admit(self, claim: Claim, item: Ready | None = None) -> None:
         """Accept or reject a claimed file, soon."""
-        self._admitting.add(claim.token)
+        self._admitting[claim.token] = 0.0 if item is None else item.bytes
         self._tasks.start_soon(self._admit, claim, () if item is None else item.reasons)
 
     async def _admit(self, claim: Claim, reasons: Sequence[Reason]) -> None:
@@ -185,7 +203,7 @@ class Reception:
             else:
                 await self.reject(claim, result.reasons, result.job_id)
         finally:
-            self._admitting.discard(claim.token)
+            del self._admitting[claim.token]
             self._wake.set()
 
     def _twin_of(self, job: LiveJob) -> str | None:

@@ -83,7 +83,7 @@ class Daemon:
         self.retention = Retention(self.jobs, host_id)
         self.jobs.pool = self.pool
         self.jobs.reject = self.reception.reject
-        self.jobs.on_room = self.reception.look_soon
+        self.jobs.on_room = self.jobs.room.on_room = self.reception.look_soon
         self._inbox = inbox
         self._reload = reload
         self._tasks = tasks
@@ -105,6 +105,7 @@ class Daemon:
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."
             log.info(line)
             await self._recover()
+            await self.jobs.room.look()
             self.state = "running"
             for part in (self.reception.watch, self.reception.run, self._status.run):
                 tasks.start_soon(part)
@@ -112,6 +113,7 @@ class Daemon:
                 self._replan,
                 self._keep_watchdog,
                 self._clear_copies,
+                self.jobs.room.run,
                 self.retention.run_state,
                 self.retention.run_outbox,
             ):

@@ -116,6 +116,7 @@ class StatusWriter:
             "updated_at": round(time.time(), 3),
             "state": daemon.state,
             "paused": daemon.signs.paused,
+            "disk": daemon.jobs.room.document(),
             "config": None if daemon.settings.source is None else str(daemon.settings.source),
             "engine": {
                 "name": daemon.settings.engine.name,

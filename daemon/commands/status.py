@@ -129,6 +129,8 @@ def _headline(status: Document) -> list[str]:
     waiting = plural(count(inbox, "waiting"), "file") + " waiting in the inbox"
     if inbox.get("reachable") is False:
         waiting = "the inbox can't be reached"
+    elif table(status, "disk").get("taking_jobs") is False:
+        waiting += ", none is taken for want of disk space"
     pace = number(throughput, "segments_per_minute")
     speed = f", {pace:.0f} segments a minute, {number(throughput, 'audio_s_per_s') or 0.0:.1f} xRT" if pace else ""
     return [

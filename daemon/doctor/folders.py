@@ -62,6 +62,7 @@ def check(settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     for name in ("inbox", "outbox", "rejected", "state"):
         found += check_folder(f"paths.{name}", getattr(paths, name), mounts)
+        found += check_floor(settings, name)
     found += check_folder("paths.status", paths.status.parent, mounts)
     if paths.status.is_dir():
         found.append(Finding.fail("paths.status", f"{paths.status} is a folder", "Name a file, such as status.json."))
@@ -130,6 +131,22 @@ def check_room(name: str, folder: Path, above: Path) -> Iterator[Finding]:
     inodes = os.statvfs(above)
     if inodes.f_files and inodes.f_favail < LITTLE_INODES:
         yield Finding.warn(name, f"only {inodes.f_favail} more files can be made for {folder}", mend)
+
+
+def check_floor(settings: Settings, name: str) -> Iterator[Finding]:
+    """Whether as much is free as must stay free (``[disk]``): below that, the daemon takes no job."""
+    key = f"{name}_free_gb"
+    folder = getattr(settings.paths, name)
+    floor = float(getattr(settings.disk, key, 0.0))
+    if not floor or not folder.is_dir():
+        return
+    free = shutil.disk_usage(folder).free / 1000**3
+    if free < floor:
+        yield Finding.fail(
+            f"disk.{key}",
+            f"{free:.2g} GB are free for {folder}, {floor:.2g} must stay free: the daemon would take no job",
+            f"Make room there, or lower disk.{key}.",
+        )
 
 
 def check_state(state: Path, mounts: list[Mount]) -> Iterator[Finding]:

@@ -72,6 +72,10 @@ def test_a_job_folder_that_somebody_removes(make: Make) -> None:
     assert all((dubd.outbox / "film" / s["file"]).exists() for s in manifest["segments"] if s["file"])
 
 
+NO_FLOORS = {"disk__state_free_gb": 0.0, "disk__outbox_free_gb": 0.0, "disk__inbox_free_gb": 0.0}
+"""Let a disk be filled to its last byte."""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 class TestFullDisks:
     """On small file systems of their own."""
@@ -102,7 +106,7 @@ class TestFullDisks:
 
     def test_a_full_state_disk(self, make: Make, disk: Path) -> None:
         """No segment is lost or charged; the status says so; it goes on when there is room."""
-        dubd = make(paths__state=str(disk / "state")).start()
+        dubd = make(paths__state=str(disk / "state"), **NO_FLOORS).start()
         middle(dubd)
         ballast = self.fill(disk)
         dubd.open_gate()
@@ -116,7 +120,7 @@ class TestFullDisks:
         wait_for(lambda: not dubd.status()["warnings"], "the end of the warning")
 
     def test_a_full_outbox(self, make: Make, disk: Path) -> None:
-        dubd = make(paths__outbox=str(disk / "outbox")).start()
+        dubd = make(paths__outbox=str(disk / "outbox"), **NO_FLOORS).start()
         middle(dubd)
         ballast = self.fill(disk)
         dubd.open_gate()
@@ -127,7 +131,7 @@ class TestFullDisks:
 
     def test_everything_on_one_full_disk(self, make: Make, disk: Path) -> None:
         """Inbox, outbox, rejected, state and status together; the daemon is even killed and started on it."""
-        dubd = make(paths__root=str(disk / "var"))
+        dubd = make(paths__root=str(disk / "var"), **NO_FLOORS)
         dubd.root = disk / "var"
         dubd.start()
         middle(dubd)
@@ -147,7 +151,10 @@ class TestFullDisks:
     def test_another_file_system_for_each(self, make: Make, disk: Path, tmp_path: Path) -> None:
         """Where a rename can't reach, files are copied, and appear whole all the same."""
         dubd = make(
-            paths__outbox=str(disk / "outbox"), paths__rejected=str(disk / "rejected"), paths__state=str(tmp_path / "s")
+            paths__outbox=str(disk / "outbox"),
+            paths__rejected=str(disk / "rejected"),
+            paths__state=str(tmp_path / "s"),
+            **NO_FLOORS,
         ).start()
         middle(dubd)
         dubd.put("bad.json", b"[]")

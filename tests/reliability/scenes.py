@@ -38,6 +38,9 @@ SETTINGS: dict[str, Any] = {
     "service.progress_seconds": 60.0,
     "service.status_seconds": 60.0,
     "service.drain_seconds": 5.0,
+    "disk.state_free_gb": 0.0,
+    "disk.outbox_free_gb": 0.0,
+    "disk.inbox_free_gb": 0.0,
     "log.format": "json",
 }
 

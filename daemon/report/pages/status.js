@@ -40,12 +40,18 @@
     return make("div", {}, make("dt", { text: name }), make("dd", {}, value, small ? make("small", {}, " ", said(small)) : null));
   }
 
+  function inboxInWords() {
+    if (!status.inbox.reachable) return "the inbox can't be reached";
+    if (status.disk?.taking_jobs === false) return "no more are taken: no disk space";
+    return status.inbox.waiting ? `${status.inbox.waiting} more in the inbox` : "";
+  }
+
   function showFacts() {
     const open = status.jobs.length;
     const busy = status.workers.filter((worker) => worker.in_flight > 0).length;
     find("facts").replaceChildren(
       fact("Workers busy", `${busy} of ${status.workers.length}`),
-      fact("Jobs", String(open), status.inbox.reachable ? status.inbox.waiting ? `${status.inbox.waiting} more in the inbox` : "" : "the inbox can't be reached"),
+      fact("Jobs", String(open), inboxInWords()),
       fact("Now", `${Math.round(status.throughput.segments_per_minute)} a minute`, `${status.throughput.audio_s_per_s} xRT`),
       fact("Engine", status.engine.name, status.engine.model ?? "not loaded yet"),
       fact("Up", page.duration(status.updated_at - status.started_at)),
