@@ -255,6 +255,30 @@ class Retention(Table):
     )
 
 
+def _as_command(value: object) -> object:
+    """A list of texts, the first of which names a program."""
+    if isinstance(value, str):
+        raise ValueError("it should be a list of arguments; no shell reads it")
+    if isinstance(value, list) and value and not value[0]:
+        raise ValueError("its first argument, the program, is empty")
+    if isinstance(value, list) and any(isinstance(item, str) and "\0" in item for item in value):
+        raise ValueError("no argument can hold a NUL")
+    return _as_tuple(value)
+
+
+class Hooks(Table):
+    """Commands that are run when something has happened; without a shell."""
+
+    on_done: Annotated[tuple[str, ...], BeforeValidator(_as_command)] = Field(
+        (),
+        description="Run when a job has ended, with the path of its manifest.",
+        json_schema_extra={
+            "form": 'a list, the program and its arguments, such as ["/usr/local/bin/tell", "{manifest}"]'
+        },
+    )
+    timeout_s: float = Field(60.0, gt=0, le=86400, description="A command that takes longer is killed.")
+
+
 class Log(Table):
     """The log, on standard error."""
 
@@ -282,6 +306,7 @@ TABLES: dict[str, type[Table]] = {
     "embeddings": Embeddings,
     "disk": Disk,
     "retention": Retention,
+    "hooks": Hooks,
     "log": Log,
     "service": Service,
 }
@@ -302,6 +327,7 @@ class Settings:
     embeddings: Embeddings
     disk: Disk
     retention: Retention
+    hooks: Hooks
     log: Log
     service: Service
     source: Path | None = None
@@ -458,6 +484,7 @@ class _Collector:
         embeddings = self._table("embeddings", Embeddings, cwd)
         disk = self._table("disk", Disk, cwd)
         retention = self._table("retention", Retention, cwd)
+        hooks = self._table("hooks", Hooks, cwd)
         log = self._table("log", Log, cwd)
         service = self._table("service", Service, cwd)
         if paths is not None:
@@ -478,6 +505,7 @@ class _Collector:
             or engine is None
             or embeddings is None
             or disk is None
+            or hooks is None
             or retention is None
             or log is None
             or service is None
@@ -493,6 +521,7 @@ class _Collector:
             embeddings=embeddings,
             disk=disk,
             retention=retention,
+            hooks=hooks,
             log=log,
             service=service,
             source=source,
@@ -519,6 +548,11 @@ class _Collector:
             return [self._absolute(item, given) for item in value]
         if field.annotation == dict[str, Path] and isinstance(value, dict):
             return {name: self._absolute(folder, given) for name, folder in value.items()}
+        if field is Hooks.model_fields["on_done"] and isinstance(value, list) and value:
+            # A bare name is looked up on PATH, like an interpreter's.
+            program = value[0]
+            is_path = isinstance(program, str) and "/" in program
+            return [_text(self._absolute(program, given)), *value[1:]] if is_path else value
         if any(field is known for known in _PATHS_OR_NOTHING):
             # A bare name of an interpreter is looked up on PATH when a worker is started.
             bare = field is Worker.model_fields["python"] and isinstance(value, str) and "/" not in value

@@ -28,6 +28,7 @@ from daemon.config import Settings
 from daemon.core import events
 from daemon.core.footprint import result_bytes, segment_bytes
 from daemon.ended_jobs import EndedJob, EndedJobs
+from daemon.hooks import Hooks
 from daemon.inbox import Inbox
 from daemon.intake import give_keys
 from daemon.live_job import EngineIdentity, LiveJob
@@ -57,6 +58,7 @@ class JobHost(Protocol):
     recorder: Recorder
     reuse: ReuseIndex
     ended: EndedJobs
+    hooks: Hooks
     engine_is_known: anyio.Event
     outbox_threads: anyio.CapacityLimiter
     """Threads that may wait for the outbox at one time."""
@@ -303,10 +305,17 @@ class JobRun:
         await self._write_progress(force=True)
         await self._write_report()
         await self._insist("writing the manifest", self._write_manifest)
+        await self._insist("remembering its hook", self._owe_hook)
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
         self._tell_end()
         self._jobs.finished(job)
+
+    async def _owe_hook(self) -> None:
+        job, manifest = self.job, self._folder / "manifest.json"
+        await anyio.to_thread.run_sync(
+            self._jobs.hooks.owe, job.token, job.job_id, job.status(), manifest, abandon_on_cancel=True
+        )
 
     async def _take_again(self) -> None:
         """Make the job's folder anew if somebody has removed it: what was in it is told as lost at the end, the rest

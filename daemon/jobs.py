@@ -33,6 +33,7 @@ from daemon.embeddings.job_run import EmbeddingsRun
 from daemon.embeddings.live_job import LiveEmbeddings
 from daemon.ended_jobs import EndedJobs
 from daemon.finishing.finisher import FINISHING_FAILED, Finisher
+from daemon.hooks import Hooks
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
@@ -102,6 +103,7 @@ class Jobs:
         self.reuse = reuse
         self.ended = ended
         self.signs = signs
+        self.hooks = Hooks(settings)
         self.recorder = Recorder(self._on_stored, self._on_spoilt, self.disk_full)
         self.finisher = Finisher(
             self.recorder.deliver, self._on_spoilt, self.disk_full, tries=lambda: self.settings.pool.tries
@@ -226,6 +228,7 @@ class Jobs:
         self.signs.recent.appendleft(
             {"job_id": job.job_id, "status": job.status(), "ended_at": job.ended_at, "counts": job.counts()}
         )
+        self.hooks.ended(job.token)
         self.signs.wake()
 
     def workers_of(self, job: LiveJob) -> list[dict[str, Any]]:

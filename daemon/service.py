@@ -53,6 +53,9 @@ STATUS_TO_MANAGER_S = 10.0
 DEFAULT_REPLAN_S = 60.0
 CLEAR_COPIES_S = 3600.0
 OLD_LEFTOVERS_S = 3600.0
+HOOKS_GRACE_S = 5.0
+"""How long hooks that run, or wait for their turn, may hold up the daemon's end."""
+
 LOCK_TRIES = 25
 LOCK_PAUSE_S = 0.02
 
@@ -101,6 +104,7 @@ class Daemon:
             await tasks.start(self.pool.run)
             tasks.start_soon(self.jobs.recorder.run)
             tasks.start_soon(self.jobs.finisher.run)
+            tasks.start_soon(self.jobs.hooks.run)
             await self._make_plan()
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."
             log.info(line)
@@ -158,6 +162,11 @@ class Daemon:
         with anyio.move_on_after(min(1.0, self.settings.worker.stop_grace_s)):
             while self.pool.pids:  # noqa: ASYNC110
                 await anyio.sleep(0.02)
+        with anyio.move_on_after(min(HOOKS_GRACE_S, self.settings.service.drain_seconds)):
+            while not self.jobs.hooks.idle:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+        if not self.jobs.hooks.idle:
+            log.warning("hooks are cut off; the next start runs them again")
         self.state = "stopped"
         with anyio.move_on_after(2), suppress(OSError):
             await self._status.write()
@@ -237,6 +246,7 @@ class Daemon:
         self.settings = settings
         self._inbox.reload(settings)
         self.reception.settings = self.jobs.settings = self.pool.settings = self.backend.settings = settings
+        self.jobs.hooks.settings = settings
         self.core.set_policy(_policy(settings))
         configure_logging(settings.log.level, settings.log.format)
         log.info("the configuration has been read again", workers="all anew" if workers_change else "as they are")
