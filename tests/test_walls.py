@@ -32,7 +32,7 @@ THIRD_PARTY_OF_WORKERS = {
     "workers.engines.draft": {"numpy", "soundfile", "espeakng_loader"},
     "workers.engines.fish": {
         "numpy", "soundfile", "torch", "fish_speech", "hydra", "omegaconf", "tiktoken", "loguru", "dac", "einops",
-        "soxr", "triton",
+        "soxr", "triton", "yaml",
     },
 }  # fmt: skip
 """What each package of the workers may import beside the standard library; the nearest package counts. Hydra and the

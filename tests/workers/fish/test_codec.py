@@ -21,7 +21,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fish_speech")
 
 from workers.engines.fish.codec import Codec  # noqa: E402
+from workers.engines.fish.codec_shape import packaged_description, parse_description  # noqa: E402
 from workers.engines.fish.make_codec import make_codec  # noqa: E402
+from workers.engines.fish.stock_codec import no_initial_values, stock_codec  # noqa: E402
 
 FRAME = 2048
 
@@ -196,6 +198,33 @@ def test_the_tables_that_stock_computes_may_be_in_the_file(codec: Codec, own_fol
     assert np.array_equal(loaded.decode_one(codes), codec.decode_one(codes))
 
 
+@pytest.mark.parametrize("packaged", [False, True])
+def test_its_weights_are_those_of_fish_speechs_classes(folder: Path, packaged: bool) -> None:
+    """Name for name and size for size, for the small codec and for the packaged one, which is built without memory."""
+    description = packaged_description() if packaged else (folder / "codec.yaml").read_text()
+    with torch.device("meta"), no_initial_values():
+        model = stock_codec(description)
+    shape = parse_description(description)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert {**shape.weights(), **shape.tables()} == expected
+    assert (shape.sample_rate, shape.frame_samples) == (model.sample_rate, model.frame_length)
+
+
+def test_the_earlier_names_of_a_weight_norm(codec: Codec, own_folder: Path) -> None:
+    """torch has renamed its parts since some codecs were written."""
+    path = own_folder / "codec.pth"
+    state = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for name, value in torch.load(path, weights_only=True).items()
+    }
+    torch.save(state, path)
+    codes = some_codes(4, 8)
+    loaded = Codec.load(str(own_folder), "cpu", torch.float32)
+    assert np.array_equal(loaded.decode_one(codes), codec.decode_one(codes))
+
+
 def test_torchaudio_is_as_absent_as_before(codec: Codec) -> None:
     """The stand-in leaves no trace: other libraries look whether it is installed."""
     assert getattr(sys.modules.get("torchaudio"), "__file__", "absent") is not None
@@ -284,6 +313,10 @@ def test_weights_run_no_code(own_folder: Path, monkeypatch: pytest.MonkeyPatch, 
         "_target_: fish_speech.models.dac.modded_dac.DAC\n_args_: [1]\n",
         "_target_: fish_speech.models.dac.modded_dac.ModelArgs\n",
         "_target_: fish_speech.models.dac.modded_dac.DAC\nno_such_thing: 3\n",
+        "_target_: fish_speech.models.dac.modded_dac.DAC\nquantizer: &self\n  pre_module: *self\n",
+        "_target_: fish_speech.models.dac.modded_dac.DAC\nencoder_rates: [2, -4]\n",
+        "_target_: fish_speech.models.dac.modded_dac.DAC\nsample_rate: 99999999999999\n",
+        "2001-99-99",
         "!!python/object/apply:os.system [touch intruder]",
         "just text",
         "{",

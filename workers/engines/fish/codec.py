@@ -9,20 +9,21 @@ would take 0.8 GB for a single activation.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from workers.engine import EngineError
-from workers.engines.fish.codec_checkpoint import build_codec
-from workers.engines.fish.codec_layers import Layer, Memory, flattened, layer_of, plain_weight, run, to_channels_last
+from workers.engines.fish.codec_checkpoint import CodecState, read_codec
+from workers.engines.fish.codec_layers import Layer, Memory, Source, layer_of, run, to_channels_last
+from workers.engines.fish.codec_shape import Chain, CodebookShape, LayerShape, TransformerShape
+from workers.engines.fish.codec_transformer import Transformer
 
 Codes = NDArray[np.int64]
 """(codebooks, frames)."""
@@ -41,22 +42,18 @@ _GPU_LEAST_FRAMES = 8
 class Codec:
     """See ``load``. One thread may decode while another encodes; neither is for several at once."""
 
-    def __init__(self, model: Any, identity: str, device: torch.device, precision: torch.dtype) -> None:
-        self.sample_rate = int(model.sample_rate)
-        self.frame_samples = int(model.frame_length)
-        quantizer = model.quantizer
-        self.codebook_sizes = (
-            *(int(quantizer.semantic_quantizer.codebook_size) for _ in quantizer.semantic_quantizer.quantizers),
-            *(int(quantizer.quantizer.codebook_size) for _ in quantizer.quantizer.quantizers),
-        )
+    def __init__(self, state: CodecState, device: torch.device, precision: torch.dtype) -> None:
+        shape = state.shape
+        self.sample_rate = shape.sample_rate
+        self.frame_samples = shape.frame_samples
+        self.codebook_sizes = tuple(codebook.size for codebook in shape.codebooks)
         self.num_codebooks = len(self.codebook_sizes)
-        self.codec_id = identity
-        self._model = model
+        self.codec_id = state.identity
+        self._state = state
         self._device = device
-        self._precision = precision
         self.batch_rows = 1 if device.type == "cpu" else _GPU_ROWS
         self.piece_row_frames = _CPU_PIECE_FRAMES if device.type == "cpu" else _GPU_PIECE_ROW_FRAMES
-        self._decoder = _Decoder(model, device, precision)
+        self._decoder = _Decoder(state, device, precision)
         self._encoder: _Encoder | None = None
 
     @classmethod
@@ -67,14 +64,14 @@ class Codec:
         Raises:
             EngineError: "bad_checkpoint": files are missing, cut short, or of another codec.
         """
-        model, identity = build_codec(Path(folder))
+        state = read_codec(Path(folder))
         if device != "cpu":
             # For the whole process: what is asked for in float32 shall be float32, not 10 bits of it.
             torch.backends.cudnn.allow_tf32 = False
         try:
             with torch.inference_mode():
-                return cls(model, identity, torch.device(device), precision)
-        except (ValueError, AttributeError) as error:
+                return cls(state, torch.device(device), precision)
+        except ValueError as error:
             raise EngineError("bad_checkpoint", f"the codec in {folder} is not one that is known: {error}") from error
 
     def decode(self, codes: Sequence[Codes]) -> list[Samples]:
@@ -104,7 +101,7 @@ class Codec:
         """The codes of each mono recording at ``sample_rate``: (samples,) -> (codebooks, ceil(samples /
         frame_samples)), the last frame filled up with silence."""
         if self._encoder is None:
-            self._encoder = _Encoder(self._model, self._device)
+            self._encoder = _Encoder(self._state, self._device)
         result: list[Codes] = [np.zeros((self.num_codebooks, 0), np.int64)] * len(recordings)
         sounding = (row for row in range(len(recordings)) if recordings[row].shape[0])
         order = sorted(sounding, key=lambda row: -recordings[row].shape[0])
@@ -121,24 +118,20 @@ class Codec:
 
 
 class _Decoder:
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
-        quantizer = model.quantizer
-        self._codebooks: list[Tensor] = []
-        projections: list[Tensor] = []
-        bias = torch.zeros(())
-        for part in (*quantizer.semantic_quantizer.quantizers, *quantizer.quantizer.quantizers):
-            self._codebooks.append(part.codebook.weight.detach().to(device=device, dtype=torch.float32))
-            projections.append(plain_weight(part.out_proj)[:, :, 0])
-            bias = bias + part.out_proj.bias.detach().float()
+    def __init__(self, state: CodecState, device: torch.device, dtype: torch.dtype) -> None:
+        exact = Source(state.weights, device, torch.float32)
+        codebooks = state.shape.codebooks
+        self._codebooks = [exact.exact(f"{codebook.at}.codebook.weight") for codebook in codebooks]
         # A code's vector is projected from 8 to 1,024 channels and all are added up: one matrix does both.
-        self._projection = torch.cat(projections, dim=1).to(device)
-        self._bias = bias.to(device)
+        self._projection = torch.cat([exact.multiplied(f"{one.at}.out_proj")[:, :, 0] for one in codebooks], dim=1)
+        self._bias = torch.stack([exact.exact(f"{one.at}.out_proj.bias") for one in codebooks]).sum(0)
         self._device = device
         self._dtype = dtype
-        self._frame_samples = int(model.frame_length)
-        self._transformer = _Transformer(quantizer.post_module, device, dtype)
-        leaves = [*flattened(quantizer.upsample), *flattened(model.decoder)]
-        self._layers: list[Layer] = [layer_of(leaf, device, dtype) for leaf in leaves]
+        self._frame_samples = state.shape.frame_samples
+        source = Source(state.weights, device, dtype)
+        first, *rest = state.shape.decode
+        self._transformer = Transformer(first, source) if isinstance(first, TransformerShape) else None
+        self._layers = _layers(state.shape.decode if self._transformer is None else rest, source)
 
     def __call__(self, rows: Sequence[Codes], piece_row_frames: int) -> list[Samples]:
         """``rows`` in falling length, none empty."""
@@ -147,7 +140,9 @@ class _Decoder:
         for index, row in enumerate(rows):
             codes[index, :, : lengths[index]] = row
         with torch.inference_mode():
-            features = self._transformer(self._embed(torch.from_numpy(codes).to(self._device)))
+            features = self._embed(torch.from_numpy(codes).to(self._device))
+            if self._transformer is not None:
+                features = self._transformer(features)
             features = to_channels_last(features.transpose(1, 2))  # (rows, channels, 1, frames)
             pieces: list[Tensor] = []
             memory: Memory = {}
@@ -178,64 +173,41 @@ class _Decoder:
         return functional.linear(torch.cat(vectors, dim=2), self._projection, self._bias).to(self._dtype)
 
 
-class _Transformer:
-    """A stock window-limited transformer, without its tables for the longest input, over (rows, time, channels)."""
+def _layers(chain: Sequence[LayerShape | TransformerShape], source: Source) -> list[Layer]:
+    """Layers of a chain, none of which sees more than its piece.
 
-    def __init__(self, module: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self._module: Any = None
-        if type(module).__name__ == "Identity":
-            return
-        if not module.causal or module.config.pos_embed_type != "rope":
-            raise ValueError("its transformers must be causal, with rotary positions")
-        self._module = _moved(module, device, dtype)
-        self._window = module.window_size
-        self._longest = int(module.config.block_size)
-        self._mask = torch.ones((0, 0), dtype=torch.bool, device=device)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        module = self._module
-        if module is None:
-            return x
-        time = x.shape[1]
-        if time > self._longest:
-            raise EngineError("too_long", f"the codec has positions for {self._longest} steps, and {time} came")
-        positions = torch.arange(time, device=x.device)
-        x = module.look_ahead_conv(module.input_proj(x))
-        mask = self._mask_of(time)[None, None]
-        angles = module.freqs_cis[:time]
-        for layer in module.layers:
-            x = layer(x, positions, angles, mask)
-        output: Tensor = module.output_proj(module.norm(x))
-        return output
-
-    def _mask_of(self, time: int) -> Tensor:
-        """(time, time): a step sees itself and the window - 1 steps before it."""
-        if self._mask.shape[0] < time:
-            size = -(-time // 64) * 64
-            mask = torch.ones((size, size), dtype=torch.bool, device=self._mask.device).tril_()
-            self._mask = mask if self._window is None else mask.triu_(1 - self._window)
-        return self._mask[:time, :time]
+    Raises:
+        ValueError: one does.
+    """
+    layers: list[Layer] = []
+    for shape in chain:
+        if isinstance(shape, TransformerShape):
+            raise ValueError(f"{shape.at} is in the midst of convolutions, where only an encoder's may be")
+        layers.append(layer_of(shape, source))
+    return layers
 
 
-def _moved(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A copy of the module with its tensors where and how they are wanted; what is so already is shared, and stays
-    mapped from the file."""
-    tensors = {id(weight): nn.Parameter(weight.detach().to(device, dtype), False) for weight in module.parameters()}
-    tables = {id(table): table.to(device) for table in module.buffers()}
-    return copy.deepcopy(module, {**tensors, **tables})
+def _stages(chain: Chain, source: Source) -> Iterator[list[Layer] | Transformer]:
+    """A chain cut at its transformers, which see a whole recording at once."""
+    for whole, shapes in itertools.groupby(chain, lambda shape: isinstance(shape, TransformerShape)):
+        if whole:
+            yield from (Transformer(shape, source) for shape in shapes if isinstance(shape, TransformerShape))
+        else:
+            yield _layers(list(shapes), source)
 
 
 class _Codebook:
     """One stage of the quantizer: (rows, time, channels) -> the nearest codes (rows, time), and what they stand for
     (rows, time, channels). The arithmetic is stock's, in stock's order, so that its codes are."""
 
-    def __init__(self, stage: Any, device: torch.device) -> None:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.detach().float().to(device)
+    def __init__(self, shape: CodebookShape, source: Source) -> None:
+        def projection(name: str) -> tuple[Tensor, Tensor]:
+            at = f"{shape.at}.{name}"
+            return source.multiplied(at)[:, :, 0], source.exact(f"{at}.bias")
 
-        self._into = (moved(plain_weight(stage.in_proj)[:, :, 0]), moved(stage.in_proj.bias))
-        self._out = (moved(plain_weight(stage.out_proj)[:, :, 0]), moved(stage.out_proj.bias))
-        self._vectors = moved(stage.codebook.weight)
+        self._into = projection("in_proj")
+        self._out = projection("out_proj")
+        self._vectors = source.exact(f"{shape.at}.codebook.weight")
         self._directions = functional.normalize(self._vectors)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,20 +227,12 @@ class _Codebook:
 class _Encoder:
     """Always float32. On the CPU the transformers' weights stay in the file until they are read."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, state: CodecState, device: torch.device) -> None:
         self._device = device
-        self._stages: list[list[Layer] | _Transformer] = [[]]
-        for leaf in (*flattened(model.encoder), *flattened(model.quantizer.downsample)):
-            if type(leaf).__name__ == "WindowLimitedTransformer":
-                self._stages += [_Transformer(leaf, device, torch.float32), []]
-            else:
-                chain = self._stages[-1]
-                assert isinstance(chain, list)
-                chain.append(layer_of(leaf, device, torch.float32))
-        self._stages.append(_Transformer(model.quantizer.pre_module, device, torch.float32))
-        stages = (*model.quantizer.semantic_quantizer.quantizers, *model.quantizer.quantizer.quantizers)
-        self._codebooks = [_Codebook(stage, device) for stage in stages]
-        self._frame_samples = int(model.frame_length)
+        source = Source(state.weights, device, torch.float32)
+        self._stages = list(_stages(state.shape.encode, source))
+        self._codebooks = [_Codebook(codebook, source) for codebook in state.shape.codebooks]
+        self._frame_samples = state.shape.frame_samples
 
     def __call__(self, rows: Sequence[Samples], piece_row_frames: int) -> list[Codes]:
         """``rows`` in falling length, none empty."""
@@ -287,7 +251,7 @@ class _Encoder:
         x = audio
         total = audio.shape[2] // self._frame_samples
         for stage in self._stages:
-            if isinstance(stage, _Transformer):
+            if isinstance(stage, Transformer):
                 x = stage(x.transpose(1, 2)).transpose(1, 2)
                 continue
             memory: Memory = {}

@@ -5,8 +5,8 @@ recording of any length can go through in short pieces, if each convolution reme
 piece before; the result is that of one long run, the memory is that of one piece, and what pads the end of a row
 can't reach its kept samples.
 
-The layers here are made from the weights of the stock modules and compute the same function in a form that is
-cheaper on every device:
+The layers here are made from a shape (codec_shape.py) and the weights of that name, and compute what fish-speech's
+modules do in a form that is cheaper on every device:
 
 * activations are (rows, channels, 1, time) in channels-last memory, so that a convolution needs no reordering
   of its input and the per-channel operations run along memory;
@@ -17,12 +17,20 @@ cheaper on every device:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from workers.engines.fish.codec_shape import (
+    ConvNextShape,
+    ConvolutionShape,
+    LayerShape,
+    ResidualShape,
+    SnakeShape,
+)
 
 Memory = dict[int, Tensor]
 """What the convolutions remember of a run, by the position of the layer in its chain; starts empty."""
@@ -33,21 +41,38 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
-def plain_weight(layer: Any) -> Tensor:
-    """The weight of a convolution in float32, its weight norm (either of torch's two kinds) multiplied out."""
-    magnitude: Tensor
-    direction: Tensor
-    parametrizations = getattr(layer, "parametrizations", None)
-    if parametrizations is not None:
-        magnitude, direction = parametrizations.weight.original0, parametrizations.weight.original1
-    elif hasattr(layer, "weight_g"):
-        magnitude, direction = layer.weight_g, layer.weight_v
-    else:
-        weight: Tensor = layer.weight.detach().float()
-        return weight
-    direction = direction.detach().float()
-    norm: Tensor = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
-    return direction * (magnitude.detach().float() / norm)
+@dataclass(frozen=True)
+class Source:
+    """Where layers take their weights from: tensors by name, mapped from the file; and where to and how."""
+
+    weights: Mapping[str, Tensor]
+    device: torch.device
+    dtype: torch.dtype
+
+    def exact(self, name: str) -> Tensor:
+        """float32, on the device."""
+        return self.weights[name].detach().to(device=self.device, dtype=torch.float32)
+
+    def take(self, name: str) -> Tensor:
+        return self.weights[name].detach().to(device=self.device, dtype=self.dtype)
+
+    def normed(self, at: str) -> tuple[Tensor, Tensor | None]:
+        """A convolution's weight in float32, and by what it has to be multiplied, if by anything: a weight norm's
+        direction, and its magnitude over the direction's length, (first dimension, 1, 1)."""
+        for direction, magnitude in (
+            ("parametrizations.weight.original1", "parametrizations.weight.original0"),
+            ("weight_v", "weight_g"),
+        ):
+            if f"{at}.{direction}" in self.weights:
+                weight = self.exact(f"{at}.{direction}")
+                length = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
+                return weight, self.exact(f"{at}.{magnitude}") / length
+        return self.exact(f"{at}.weight"), None
+
+    def multiplied(self, at: str) -> Tensor:
+        """A convolution's weight in float32."""
+        weight, factor = self.normed(at)
+        return weight if factor is None else weight * factor
 
 
 class Layer:
@@ -61,35 +86,27 @@ class Convolution(Layer):
     """A causal convolution. Input (rows, in, 1, time), output (rows, out, 1, time / stride); the time of each piece
     must be a multiple of the stride."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-    ) -> None:
-        self._weight = to_channels_last_weight(weight).to(device=device, dtype=dtype)
-        self._bias = None if bias is None else bias.detach().to(device=device, dtype=dtype)
+    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> None:
+        """``weight``: (out, in / groups, 1, kernel) in channels-last memory, ``bias``: (out,)."""
+        self._weight = weight
+        self._bias = bias
         self._stride = stride
         self._dilation = dilation
         self._groups = groups
-        self._context = (weight.shape[2] - 1) * dilation + 1 - stride
+        self._context = (weight.shape[3] - 1) * dilation + 1 - stride
         """Inputs before the piece that its first output needs."""
 
     @classmethod
-    def of(cls, layer: nn.Conv1d, device: torch.device, dtype: torch.dtype) -> Convolution:
+    def of(cls, shape: ConvolutionShape, source: Source) -> Convolution:
+        weight, factor = source.normed(shape.at)
+        placed = _channels_last(weight.shape[0], weight.shape[1], weight.shape[2], source)
+        _multiply(weight, factor, placed[:, :, 0])
         return cls(
-            plain_weight(layer),
-            layer.bias,
-            device,
-            dtype,
-            stride=layer.stride[0],
-            dilation=layer.dilation[0],
-            groups=layer.groups,
+            placed,
+            source.take(f"{shape.at}.bias"),
+            stride=shape.stride,
+            dilation=shape.dilation,
+            groups=shape.groups,
         )
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
@@ -100,9 +117,19 @@ class Convolution(Layer):
         )
 
 
-def to_channels_last_weight(weight: Tensor) -> Tensor:
-    """(out, in, kernel) -> (out, in, 1, kernel) in channels-last memory."""
-    return weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+def _channels_last(outputs: int, inputs: int, kernel: int, source: Source) -> Tensor:
+    """Room for a weight: (outputs, inputs, 1, kernel) in channels-last memory."""
+    return torch.empty(
+        (outputs, inputs, 1, kernel), dtype=source.dtype, device=source.device, memory_format=torch.channels_last
+    )
+
+
+def _multiply(weight: Tensor, factor: Tensor | None, target: Tensor) -> None:
+    """target = weight × factor, in one pass: rounded to the target's precision as it is written there."""
+    if factor is None:
+        target.copy_(weight)
+    else:
+        torch.mul(weight, factor, out=target)
 
 
 def remember(x: Tensor, context: int, key: int, memory: Memory) -> Tensor:
@@ -120,18 +147,21 @@ def remember(x: Tensor, context: int, key: int, memory: Memory) -> Tensor:
 class Upsampling(Layer):
     """A causal transposed convolution. Input (rows, in, 1, time), output (rows, out, 1, time * stride)."""
 
-    def __init__(self, layer: nn.ConvTranspose1d, device: torch.device, dtype: torch.dtype) -> None:
-        weight = plain_weight(layer)
+    def __init__(self, shape: ConvolutionShape, source: Source) -> None:
+        weight, factor = source.normed(shape.at)
         inputs, self._outputs, kernel = weight.shape
-        self._stride = layer.stride[0]
-        if kernel % self._stride or layer.groups != 1 or layer.dilation[0] != 1:
+        self._stride = shape.stride
+        if kernel % self._stride or shape.groups != 1 or shape.dilation != 1:
             raise ValueError("a transposed convolution must have a kernel of whole strides, one group and no dilation")
         # Output t * stride + j sees input t through tap j, input t - 1 through tap stride + j, and so on: taps in
         # falling age are a kernel, (j, out) are its outputs.
-        taps = weight.reshape(inputs, self._outputs, kernel // self._stride, self._stride).flip(2)
-        weight = taps.permute(3, 1, 0, 2).reshape(self._stride * self._outputs, inputs, kernel // self._stride)
-        bias = None if layer.bias is None else layer.bias.detach().repeat(self._stride)
-        self._convolution = Convolution(weight, bias, device, dtype)
+        taps = kernel // self._stride
+        placed = _channels_last(self._stride * self._outputs, inputs, taps, source)
+        for tap in range(taps):
+            block = weight[:, :, tap * self._stride : (tap + 1) * self._stride]  # (inputs, out, j)
+            target = placed[:, :, 0, taps - 1 - tap].view(self._stride, self._outputs, inputs)
+            _multiply(block, factor, target.permute(2, 1, 0))
+        self._convolution = Convolution(placed, source.take(f"{shape.at}.bias").repeat(self._stride))
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
         y = self._convolution(x, memory)
@@ -145,10 +175,10 @@ class Snake(Layer):
     """x + sin²(alpha x) / alpha, alpha by channel (Ziyin et al., 2020, "Neural networks fail to learn periodic
     functions and how to fix it"; the 1e-9 is stock's)."""
 
-    def __init__(self, layer: Any, device: torch.device, dtype: torch.dtype) -> None:
-        alpha = layer.alpha.detach().float()[..., None]
-        self._alpha = alpha.to(device=device, dtype=dtype)
-        self._weight = (alpha + 1e-9).reciprocal().to(device=device, dtype=dtype)
+    def __init__(self, shape: SnakeShape, source: Source) -> None:
+        alpha = source.exact(f"{shape.at}.alpha")[..., None]
+        self._alpha = alpha.to(source.dtype)
+        self._weight = (alpha + 1e-9).reciprocal().to(source.dtype)
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
         sine = (x * self._alpha).sin_()
@@ -171,24 +201,21 @@ class Residual(Layer):
 class ConvNext(Layer):
     """The quantizer's ConvNeXt block: a depthwise convolution, then two linear layers by time step."""
 
-    def __init__(self, block: Any, device: torch.device, dtype: torch.dtype) -> None:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device=device, dtype=dtype)
-
-        self._depthwise = Convolution.of(block.dwconv.conv, device, dtype)
-        self._norm = (moved(block.norm.weight), moved(block.norm.bias), float(block.norm.eps))
-        self._first = (moved(block.pwconv1.weight), moved(block.pwconv1.bias))
-        gamma = block.gamma if block.gamma is not None else torch.ones(block.pwconv2.out_features)
-        gamma = gamma.detach().float()
+    def __init__(self, shape: ConvNextShape, source: Source) -> None:
+        at = shape.at
+        self._depthwise = Convolution.of(shape.depthwise, source)
+        self._norm = (source.take(f"{at}.norm.weight"), source.take(f"{at}.norm.bias"))
+        self._first = (source.take(f"{at}.pwconv1.weight"), source.take(f"{at}.pwconv1.bias"))
+        gamma = source.exact(f"{at}.gamma")
         self._second = (
-            moved(block.pwconv2.weight.detach().float() * gamma[:, None]),
-            moved(block.pwconv2.bias.detach().float() * gamma),
+            (source.exact(f"{at}.pwconv2.weight") * gamma[:, None]).to(source.dtype),
+            (source.exact(f"{at}.pwconv2.bias") * gamma).to(source.dtype),
         )
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
         y = self._depthwise(x, memory).permute(0, 2, 3, 1)  # (rows, 1, time, channels)
-        weight, bias, epsilon = self._norm
-        y = functional.layer_norm(y, weight.shape, weight, bias, epsilon)
+        weight, bias = self._norm
+        y = functional.layer_norm(y, weight.shape, weight, bias, 1e-6)  # stock's own epsilon
         y = functional.linear(functional.gelu(functional.linear(y, *self._first)), *self._second)
         return y.permute(0, 3, 1, 2) + x
 
@@ -198,38 +225,21 @@ class Tanh(Layer):
         return x.tanh_()
 
 
-def flattened(module: Any) -> list[Any]:
-    """The stock modules that ``module`` runs one after another, its containers opened."""
-    kind = type(module).__name__
-    if kind == "Sequential":
-        return [leaf for child in module for leaf in flattened(child)]
-    if kind in ("Encoder", "EncoderBlock", "DecoderBlock"):
-        return flattened(module.block)
-    if kind == "Decoder":
-        return flattened(module.model)
-    return [] if kind == "Identity" else [module]
-
-
-def layer_of(module: Any, device: torch.device, dtype: torch.dtype) -> Layer:
-    """A stock module as a layer.
+def layer_of(shape: LayerShape, source: Source) -> Layer:
+    """The layer of a shape.
 
     Raises:
-        ValueError: it is not known here (a transformer is none: it can't run piece by piece).
+        ValueError: it can't be one here.
     """
-    kind = type(module).__name__
-    if kind == "CausalConvNet":
-        return Convolution.of(module.conv, device, dtype)
-    if kind == "CausalTransConvNet":
-        return Upsampling(module.conv, device, dtype)
-    if kind == "Snake1d":
-        return Snake(module, device, dtype)
-    if kind == "ResidualUnit":
-        return Residual(layer_of(leaf, device, dtype) for leaf in flattened(module.block))
-    if kind == "ConvNeXtBlock":
-        return ConvNext(module, device, dtype)
-    if kind == "Tanh":
-        return Tanh()
-    raise ValueError(f"a {kind} is not known as a layer of a causal codec")
+    if isinstance(shape, ConvolutionShape):
+        return Upsampling(shape, source) if shape.transposed else Convolution.of(shape, source)
+    if isinstance(shape, SnakeShape):
+        return Snake(shape, source)
+    if isinstance(shape, ResidualShape):
+        return Residual(layer_of(part, source) for part in shape.layers)
+    if isinstance(shape, ConvNextShape):
+        return ConvNext(shape, source)
+    return Tanh()
 
 
 def run(layers: Iterable[Layer], x: Tensor, memory: Memory) -> Tensor:

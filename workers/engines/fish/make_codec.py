@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engines.fish.codec_checkpoint import (
-    DESCRIPTION_NAME,
-    WEIGHTS_NAME,
-    assign_weights,
-    instantiate_codec,
-    packaged_description,
-    transformers_of,
-)
+from workers.engines.fish.codec_checkpoint import WEIGHTS_NAME
+from workers.engines.fish.codec_shape import DESCRIPTION_NAME, packaged_description
+from workers.engines.fish.stock_codec import no_initial_values, stock_codec
 
 _TINY = """\
 _target_: fish_speech.models.dac.modded_dac.DAC
@@ -75,6 +70,9 @@ quantizer:
   semantic_codebook_size: 4096
 """
 
+_TABLES = (".freqs_cis", ".causal_mask")
+"""What stock computes when it builds the model."""
+
 _LEVEL = 0.1
 """Root mean square of the audio: about that of speech, far from clipping."""
 
@@ -90,13 +88,15 @@ def make_codec(folder: str, shape: str, seed: int) -> None:
     if shape not in ("tiny", "real"):
         raise ValueError(f"a codec's shape is tiny or real, not {shape!r}")
     description = _TINY if shape == "tiny" else packaged_description()
-    model = instantiate_codec(description)
+    with no_initial_values():
+        model = stock_codec(description)
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: _filled(name, like, generator) for name, like in model.state_dict().items()}
-    assign_weights(model, weights, Path(folder) / WEIGHTS_NAME)
+    tables = {name: value for name, value in model.state_dict().items() if name.endswith(_TABLES)}
+    weights = {name: _filled(name, like, generator) for name, like in model.state_dict().items() if name not in tables}
+    model.load_state_dict({**weights, **tables}, assign=True)
     _set_level(model, weights, generator)
     if shape == "real":
-        weights.update(_tables(model))
+        weights.update(tables)  # a published file has them; they would be most of a tiny one
     else:
         (Path(folder) / DESCRIPTION_NAME).write_text(description, encoding="utf-8")
     torch.save(weights, Path(folder) / WEIGHTS_NAME)
@@ -137,13 +137,3 @@ def _set_level(model: Any, weights: dict[str, Tensor], generator: torch.Generato
         factor = _LEVEL / float(before_tanh.std())
         gain.mul_(factor)
         bias.fill_(-float(before_tanh.mean()) * factor)
-
-
-def _tables(model: Any) -> dict[str, Tensor]:
-    """The constants that a published file has beside its weights; they would be most of a tiny one."""
-    tables: dict[str, Tensor] = {}
-    for name, transformer in transformers_of(model).items():
-        size = transformer.config.block_size
-        tables[f"{name}.freqs_cis"] = transformer.freqs_cis
-        tables[f"{name}.causal_mask"] = torch.ones((size, size), dtype=torch.bool).tril_()
-    return tables

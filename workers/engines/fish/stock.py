@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.engines.fish.codec_checkpoint import build_codec
+from workers.engines.fish.codec_checkpoint import WEIGHTS_NAME
+from workers.engines.fish.codec_shape import read_description
 from workers.engines.fish.prompt import Codes
+from workers.engines.fish.stock_codec import import_classes, stock_codec
+
+
+def import_stock() -> None:
+    """All that a StockSpeaker imports."""
+    import_classes()
+    import fish_speech.models.text2semantic.inference  # noqa: F401
 
 
 def quiet() -> None:
@@ -41,9 +49,13 @@ class StockSpeaker:
         self._precision = precision
 
     def load_codec(self) -> float:
-        """Read the codec too; the seconds it took."""
+        """Read the codec too, as fish-speech's ``dac.inference.load_model`` does; the seconds it took."""
         started = time.perf_counter()
-        self.codec = build_codec(Path(self._folder))[0].to(self._device)
+        folder = Path(self._folder)
+        model = stock_codec(read_description(folder))
+        state = torch.load(folder / WEIGHTS_NAME, map_location=self._device, mmap=True, weights_only=True)
+        model.load_state_dict(state, strict=False, assign=True)
+        self.codec = model.eval().to(self._device)
         return time.perf_counter() - started
 
     def codes(self, text: str, reference: tuple[str, Codes], frames: int) -> Codes:
