@@ -103,7 +103,7 @@ def _serve(messages: queue.SimpleQueue[Message], writer: FrameWriter, ready: thr
     threading.Thread(target=pulse.run, name="beat", daemon=True).start()
     started = time.perf_counter()
     try:
-        engine = _find_engine(name)(settings)
+        engine = _find_engine(name, settings)(settings)
         engine.load()
     except Exception as error:  # noqa: BLE001 - an engine's libraries raise anything; the daemon must hear why
         code = error.code if isinstance(error, EngineError) else "load_failed"
@@ -341,8 +341,9 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _find_engine(name: str) -> Callable[[Settings], Engine]:
-    """The class of the engine, called with its settings.
+def _find_engine(name: str, settings: Settings) -> Callable[[Settings], Engine]:
+    """The class of the engine, called with its settings. Importing it may take seconds; an engine of the house that has
+    much to read has its module begin with that before.
 
     Raises:
         EngineError: code ``unknown_engine``.
@@ -354,7 +355,10 @@ def _find_engine(name: str) -> Callable[[Settings], Engine]:
             "unknown_engine", f"no engine is called {name!r}: engine.name is one of {known}, or module:Class"
         )
     try:
-        return cast("Callable[[Settings], Engine]", getattr(importlib.import_module(module_name), class_name))
+        module = importlib.import_module(module_name)
+        if name in ENGINES and hasattr(module, "read_ahead"):
+            module.read_ahead(settings)
+        return cast("Callable[[Settings], Engine]", getattr(module, class_name))
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if name not in ENGINES and (missing == module_name or module_name.startswith(missing + ".")):

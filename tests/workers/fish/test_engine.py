@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -389,3 +391,24 @@ def test_the_model_is_named_by_its_content(checkpoint: Path, tmp_path: Path, loa
     torch.save(state, changed / "model.pth")
     names = [load(folder).engine.model for folder in (checkpoint, copy, changed)]
     assert names[0] == names[1] != names[2]
+
+
+LOAD_ALONE = """
+import sys
+from workers.engine import Settings
+from workers.engines.fish import FishEngine, read_ahead
+
+read_ahead(Settings(checkpoint=sys.argv[1]))
+FishEngine(Settings(checkpoint=sys.argv[1])).load()
+heavy = "audiotools dac einops hydra librosa matplotlib omegaconf tensorboard torch._dynamo transformers"
+print(*(name for name in heavy.split() if name in sys.modules), file=sys.stdout)
+"""
+
+
+def test_a_loaded_engine_has_imported_nothing_that_speaking_does_not_need(checkpoint: Path) -> None:
+    """fish-speech's own classes bring hydra, tensorboard and the like with them, which take longer than the weights."""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ALONE, str(checkpoint)], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -88,6 +88,11 @@ class Bench:
             "torch": torch.__version__,
         }
 
+    @property
+    def name(self) -> str:
+        """The precision as the settings name it."""
+        return next(name for name, precision in machine.PRECISIONS.items() if precision == self.precision)
+
     def synchronize(self) -> None:
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
@@ -203,7 +208,7 @@ class Bench:
                     checkpoint=self.folder,
                     device=self.device,
                     threads=self.threads,
-                    precision=str(self.precision).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp"),
+                    precision=self.name,
                     slots=self.slots,
                     retries=0,
                     options={"mask_end": True, "checks": False},
@@ -269,44 +274,58 @@ class Bench:
         return load_s + SEGMENTS * seconds
 
     def load(self) -> list[Result]:
-        """In processes of their own: what a worker and stock take until they could speak, imports apart."""
-        ours = self.timed_process(
-            "from workers.engine import Settings\nfrom workers.engines.fish import FishEngine",
-            f"FishEngine(Settings(checkpoint={self.folder!r}, device={self.device!r}, threads={self.threads})).load()",
+        """In processes of their own, one after the other in each repeat, so that what else the machine does falls on
+        all alike: what a worker, stock, and no more than reading the files take, imports apart; the files in the page
+        cache as the run before has left them."""
+        settings = (
+            f"checkpoint={self.folder!r}, device={self.device!r}, threads={self.threads}, precision={self.name!r}"
         )
+        programs = {
+            "ours": (
+                "from workers.engine import Settings\nfrom workers.engines.fish import FishEngine",
+                f"FishEngine(Settings({settings})).load()",
+            ),
+            "read": ("import pathlib", f"[p.read_bytes() for p in pathlib.Path({self.folder!r}).glob('*.pth')]"),
+            "stock": (
+                "from workers.engines.fish.stock import StockSpeaker, import_stock\nimport torch\nimport_stock()",
+                f"StockSpeaker({self.folder!r}, {self.device!r}, {self.precision}).load_codec()",
+            ),
+        }
+        if self.without_stock:
+            del programs["stock"]
+        taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in programs}
+        self.timed_process(*programs["read"])
+        for _ in range(self.repeats):
+            for name, program in programs.items():
+                taken[name].append(self.timed_process(*program))
+        imports, work, busy = (
+            {name: statistics.median(one[place] for one in times) for name, times in taken.items()}
+            for place in range(3)
+        )
+        stock = work.get("stock")
         results = [
-            result("load: our imports", ours[0], "s"),
-            result("load: our engine, codec included", ours[1], "s"),
+            result("load: our engine, codec included", work["ours"], "s", stock and stock / work["ours"]),
+            result("load: our imports", imports["ours"], "s"),
+            result("load: reading the files once", work["read"], "s"),
+            result("load: our engine over reading once", work["ours"] / work["read"], "×"),
+            result("load: our engine over reading once, in processor time", busy["ours"] / busy["read"], "×"),
         ]
-        if not self.without_stock:
-            stock = self.timed_process(
-                "from workers.engines.fish.stock import StockSpeaker\n"
-                "import torch, fish_speech.models.text2semantic.inference",
-                f"s = StockSpeaker({self.folder!r}, {self.device!r}, torch.bfloat16); s.load_codec()",
-            )
+        if stock:
             results += [
-                result("load: stock's imports", stock[0], "s"),
-                result("load: stock, codec included", stock[1], "s"),
+                result("load: stock, codec included", stock, "s", 1.0),
+                result("load: stock's imports", imports["stock"], "s"),
             ]
-            results[1]["ratio_to_stock"] = round(stock[1] / ours[1], 2)
-        read = self.timed_process(
-            "import pathlib", f"[p.read_bytes() for p in pathlib.Path({self.folder!r}).glob('*.pth')]"
-        )
-        return [*results, result("load: reading the files once", read[1], "s")]
+        return results
 
-    def timed_process(self, imports: str, work: str) -> tuple[float, float]:
-        """Medians of the seconds that the imports and the work take in a fresh interpreter."""
+    def timed_process(self, imports: str, work: str) -> tuple[float, ...]:
+        """Seconds that the imports and the work take in a fresh interpreter, and the processor time of the work."""
         program = (
             "import time; a = time.perf_counter()\n"
-            f"{imports}\nb = time.perf_counter()\n{work}\nprint('took', b - a, time.perf_counter() - b)"
+            f"{imports}\nb, c = time.perf_counter(), time.process_time()\n{work}\n"
+            "print('took', b - a, time.perf_counter() - b, time.process_time() - c)"
         )
-        times = []
-        for _ in range(self.repeats):
-            lines = subprocess.run(
-                [sys.executable, "-c", program], check=True, capture_output=True, text=True
-            ).stdout.splitlines()
-            times.append([float(word) for word in lines[-1].split()[1:]])
-        return statistics.median(one[0] for one in times), statistics.median(one[1] for one in times)
+        run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        return tuple(float(word) for word in run.stdout.splitlines()[-1].split()[1:])
 
     # --- helpers ---------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,7 +39,12 @@ class Cache:
     def _zeros(self) -> Tensor:
         shape = self._weights.shape.slow
         size = (self.slots, shape.key_value_heads, self.capacity, shape.head_width)
-        return torch.zeros(size, dtype=self._weights.precision, device=self._weights.device)
+        precision, device = self._weights.precision, self._weights.device
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=precision, device=device)
+        # Zeros by the kernel: a page is memory when it is first written to. torch writes all of them at once, which for
+        # 32 rows of 1,024 positions is half of what loading takes.
+        return torch.from_numpy(np.zeros(math.prod(size) * precision.itemsize, np.uint8)).view(precision).view(size)
 
     def resize(self, slots: int, capacity: int) -> None:
         """Change both, keeping what fits, one layer at a time so that there is never a second cache."""
@@ -149,13 +155,18 @@ class Tables:
 def embed(weights: Weights, tables: Tables, tokens: Tensor) -> Tensor:
     """(…, 1 + C) tokens and codes -> (…, W): a semantic token's codes are added to it, other tokens stand alone."""
     token, codes = tokens[..., 0], tokens[..., 1:]
-    x = functional.embedding(token, weights.embeddings)
-    frames = functional.embedding(codes + tables.codebook_offsets, weights.codebook_embeddings).sum(-2)
+    x = looked_up(weights, weights.embeddings, token)
+    frames = looked_up(weights, weights.codebook_embeddings, codes + tables.codebook_offsets).sum(-2)
     semantic = (token >= weights.semantic_begin) & (token < weights.semantic_begin + weights.semantic_tokens)
     spoken = x + frames
     if weights.shape.scaled_codebook_embeddings:
         spoken = spoken / math.sqrt(weights.shape.codebooks + 1)
     return torch.where(semantic[..., None], spoken, x)
+
+
+def looked_up(weights: Weights, table: Tensor, numbers: Tensor) -> Tensor:
+    """(…) -> (…, width), a table's rows in the decoder's precision, whatever the table's own."""
+    return functional.embedding(numbers, table).to(weights.precision)
 
 
 def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -339,7 +350,7 @@ def step(weights: Weights, tables: Tables, cache: Cache, state: State, advancing
     fast = FastCache(weights, rows)
     fast_step(weights, fast, hidden if weights.project_in is None else weights.project_in(hidden), 0)
     for codebook in range(1, shape.codebooks):
-        x = functional.embedding(code, weights.fast_embeddings)
+        x = looked_up(weights, weights.fast_embeddings, code)
         logits = sampler.penalise(fast_step(weights, fast, x, codebook), window[:, :, codebook + 1], penalty)
         chances = sampler.probabilities(logits, temperature, top_p)
         code = sampler.choose(chances, noise.exponential(draws[:, codebook], tables.residual_choices))

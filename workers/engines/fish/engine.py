@@ -15,6 +15,7 @@ import importlib.metadata
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -94,13 +95,14 @@ class FishEngine:
         machine.keep_compiled(settings.cache)
         precision = machine.precision(settings.precision, device, reproducible=settings.reproducible)
         machine.bound_memory(device, settings.memory_bytes)
-        self._prompter = Prompter(read_tokenizer(folder), shape, folder)
-        semantic = range(self._prompter.semantic_begin, self._prompter.semantic_begin + self._prompter.semantic_tokens)
-        with torch.inference_mode():
+        with torch.inference_mode(), ThreadPoolExecutor(max_workers=1) as beside:
             print("Loading Text2Semantic model...", file=sys.stderr, flush=True)
-            weights = read_weights(folder, shape, semantic, self._prompter.end, device, precision)
+            tokenizer = beside.submit(read_tokenizer, folder)
             print("Loading DAC model...", file=sys.stderr, flush=True)
             codec = Codec.load(folder, settings.device, machine.codec_precision(precision, device))
+            self._prompter = Prompter(tokenizer.result(), shape, folder)
+            first, count = self._prompter.semantic_begin, self._prompter.semantic_tokens
+            weights = read_weights(folder, shape, range(first, first + count), self._prompter.end, device, precision)
         if codec.num_codebooks != shape.codebooks:
             raise EngineError(
                 "bad_checkpoint",

@@ -86,7 +86,8 @@ class Weights:
     """``head``: (…, width) -> (…, semantic tokens + end + padding); ``residual_head``: (…, fast width) -> (…, residual
     codes). ``rotation``: complex64 (positions, head width / 2), rounded to bf16 as the model was trained with;
     ``fast_rotation``: the same for the codebooks. ``embeddings``: (vocabulary, width); ``codebook_embeddings``:
-    (codebooks × codebook size, width); ``fast_embeddings``: (codebook size, fast width)."""
+    (codebooks × codebook size, width); ``fast_embeddings``: (codebook size, fast width). These three are in the file's
+    own precision on the CPU, where they stay mapped: of 200 million numbers few are ever read."""
 
     shape: ModelShape
     semantic_begin: int
@@ -106,7 +107,6 @@ class Weights:
     fast_norm: Tensor
     residual_head: Linear
     fast_rotation: Tensor
-    bytes: int
 
 
 def check_files(folder: str) -> None:
@@ -250,14 +250,15 @@ class _Layout:
         self._end = end
         self._device = device
         self._precision = precision
-        self._bytes = 0
 
     def weights(self) -> Weights:
         shape, semantic = self._shape, self._semantic
-        embeddings = self._take("embeddings.weight")
-        output = embeddings if shape.tied_head else self._state["output.weight"]
-        rows = torch.cat([output[semantic.start : semantic.stop], output[self._end : self._end + 1]])
-        rows = functional.pad(rows, (0, 0, 0, HEAD_MULTIPLE - len(rows) % HEAD_MULTIPLE))
+        output = self._state["embeddings.weight" if shape.tied_head else "output.weight"]
+        choices = len(semantic) + 1
+        head = self._room(choices + HEAD_MULTIPLE - choices % HEAD_MULTIPLE, shape.slow.width)
+        head[: len(semantic)] = output[semantic.start : semantic.stop]
+        head[len(semantic)] = output[self._end]
+        head[choices:] = 0
         project_in = None
         if "fast_project_in.weight" in shape.weights():
             project_in = self._linear(self._take("fast_project_in.weight"), self._take("fast_project_in.bias"))
@@ -268,19 +269,18 @@ class _Layout:
             end=self._end,
             precision=self._precision,
             device=self._device,
-            embeddings=embeddings,
-            codebook_embeddings=self._take("codebook_embeddings.weight"),
+            embeddings=self._table("embeddings.weight"),
+            codebook_embeddings=self._table("codebook_embeddings.weight"),
             layers=tuple(self._layer(f"layers.{number}", shape.slow) for number in range(shape.slow.layers)),
             norm=self._take("norm.weight"),
-            head=self._linear(self._place(rows)),
+            head=self._linear(head),
             rotation=rotation(shape.positions, shape.slow.head_width, shape.rope_base).to(self._device),
             project_in=project_in,
-            fast_embeddings=self._take("fast_embeddings.weight"),
+            fast_embeddings=self._table("fast_embeddings.weight"),
             fast_layers=tuple(self._layer(f"fast_layers.{number}", shape.fast) for number in range(shape.fast.layers)),
             fast_norm=self._take("fast_norm.weight"),
             residual_head=self._linear(self._place(self._state["fast_output.weight"][: shape.residual_codes])),
             fast_rotation=rotation(shape.codebooks, shape.fast.head_width, shape.rope_base).to(self._device),
-            bytes=self._bytes,
         )
 
     def _layer(self, at: str, shape: TransformerShape) -> Layer:
@@ -289,8 +289,9 @@ class _Layout:
             queries = self._take(f"{at}.attention.q_norm.weight").expand(shape.heads, -1)
             keys = self._take(f"{at}.attention.k_norm.weight").expand(shape.key_value_heads, -1)
             norm = torch.cat([queries, keys])
-        gate = self._state[f"{at}.feed_forward.w1.weight"]
-        up = self._state[f"{at}.feed_forward.w3.weight"]
+        gate_and_up = self._room(2 * shape.feed_forward, shape.width)
+        gate_and_up[: shape.feed_forward] = self._state[f"{at}.feed_forward.w1.weight"]
+        gate_and_up[shape.feed_forward :] = self._state[f"{at}.feed_forward.w3.weight"]
         return Layer(
             attention_norm=self._take(f"{at}.attention_norm.weight"),
             qkv=self._linear(
@@ -303,18 +304,22 @@ class _Layout:
                 self._take(f"{at}.attention.wo.bias") if shape.output_bias else None,
             ),
             feed_forward_norm=self._take(f"{at}.ffn_norm.weight"),
-            gate_and_up=self._linear(self._place(torch.cat([self._place(gate), self._place(up)]))),
+            gate_and_up=self._linear(gate_and_up),
             down=self._linear(self._take(f"{at}.feed_forward.w2.weight")),
         )
 
     def _take(self, name: str) -> Tensor:
         return self._place(self._state[name])
 
+    def _room(self, *size: int) -> Tensor:
+        """For a weight that is put together: written once, straight to its place."""
+        return torch.empty(size, dtype=self._precision, device=self._device)
+
+    def _table(self, name: str) -> Tensor:
+        return self._state[name].detach() if self._device.type == "cpu" else self._take(name)
+
     def _place(self, weight: Tensor) -> Tensor:
-        placed = weight.detach().to(device=self._device, dtype=self._precision)
-        if placed is not weight:
-            self._bytes += placed.nbytes
-        return placed
+        return weight.detach().to(device=self._device, dtype=self._precision)
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         return Linear(weight, bias)
