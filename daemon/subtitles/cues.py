@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from daemon.core.reasons import quoted
@@ -18,11 +18,15 @@ from daemon.subtitles import Mistake
 
 Format = Literal["SubRip", "WebVTT", "SubStation"]
 
+LONGEST_LINE = 4096
+MOST_LINES = 100
+"""Of a cue. More is another kind of file, which is told and not looked into."""
+
 _TIME = r"(?:(\d+)\s*:\s*)?(\d{1,2})\s*:\s*(\d{1,2})(?:\s*[,.:]\s*(\d+))?"
 # Arrows as editors of texts "mend" them: one or two dashes, longer dashes, a real arrow.
 _TIMING = re.compile(rf"\s*{_TIME}\s*(?:[-‐‑‒–—―]{{1,3}}\s*>|→)\s*{_TIME}(?=\s|\Z)")
 _MEANT_AS_TIMING = re.compile(
-    r"\d\s*:\s*\d[^-–—→]*(?:-+>|[–—]>|→)|(?:-+>|[–—]>|→)\s*\d+\s*:\s*\d|^\s*-->|-->\s*$",
+    r"\d\s*:\s*\d[^-–—→]{0,40}(?:-+>|[–—]>|→)|(?:-+>|[–—]>|→)\s*\d+\s*:\s*\d|^\s*-->|-->\s*$",
 )
 _NUMBER = re.compile(r"\s*(\d{1,9})\s*\Z")
 _VTT_BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?:\s|\Z)")
@@ -58,6 +62,9 @@ class CueFile:
 def read_cues(text: str, mistakes: list[Mistake]) -> CueFile:
     """The cues in the order of the file; what can't be read is added to ``mistakes``. ``text``'s lines end with
     ``\\n``."""
+    if not _SUBSTATION.search(text) and (long := _long_line(text)):
+        mistakes.append(Mistake(f"line {long}", f"more than {LONGEST_LINE:,} characters: these are no subtitles"))
+        return CueFile("SubRip", ())
     lines = text.split("\n")
     if lines[0].lstrip().startswith("WEBVTT"):
         language = next((match[1] for line in _head(lines) if (match := _VTT_LANGUAGE.match(line))), "")
@@ -68,12 +75,25 @@ def read_cues(text: str, mistakes: list[Mistake]) -> CueFile:
         found = CueFile("SubRip", tuple(_read_blocks(lines, mistakes, vtt=False)))
     if not found.cues and not mistakes:
         mistakes.append(Mistake("line 1", "there is no cue in it: SubRip, WebVTT and SubStation (ASS) are read"))
-    mistakes.extend(
-        Mistake(f"line {cue.line}", f"the cue ends before it starts: {clock(cue.start_ms)} to {clock(cue.end_ms)}")
-        for cue in found.cues
-        if cue.end_ms < cue.start_ms
-    )
-    return found
+    return replace(found, cues=tuple(cue for cue in found.cues if _is_fit(cue, mistakes)))
+
+
+def _long_line(text: str) -> int | None:
+    """The number of the first line that is too long."""
+    return next((number for number, line in enumerate(text.split("\n"), 1) if len(line) > LONGEST_LINE), None)
+
+
+def _is_fit(cue: Cue, mistakes: list[Mistake]) -> bool:
+    """Whether it can be looked into; and what is wrong with its times is told."""
+    where = f"line {cue.line}"
+    if len(cue.lines) > MOST_LINES or any(len(line) > LONGEST_LINE for _, line in cue.lines):
+        message = f"the cue has more than {MOST_LINES} lines, or one of more than {LONGEST_LINE:,} characters"
+        mistakes.append(Mistake(where, message))
+        return False
+    if cue.end_ms < cue.start_ms:
+        times = f"{clock(cue.start_ms)} to {clock(cue.end_ms)}"
+        mistakes.append(Mistake(where, f"the cue ends before it starts: {times}"))
+    return True
 
 
 def clock(milliseconds: int) -> str:
@@ -135,6 +155,8 @@ def _read_blocks(lines: Sequence[str], mistakes: list[Mistake], *, vtt: bool) ->
             body = body[:blank]
         name = names[ordinal]
         written = _NUMBER.match(lines[name]) if name is not None else None
+        if written and not vtt:
+            _tell_cues_without_times(body, int(written[1]), mistakes)
         yield Cue(
             number=int(written[1]) if written else ordinal + 1,
             line=place + 1,
@@ -159,6 +181,15 @@ def _name_place(lines: Sequence[str], timing: int, *, vtt: bool) -> int | None:
         alone = above == 1 or not lines[above - 2].strip()
         return above - 1 if alone and not _TIMING.match(lines[above - 3] if above >= 3 else "") else None
     return None
+
+
+def _tell_cues_without_times(body: Sequence[tuple[int, str]], number: int, mistakes: list[Mistake]) -> None:
+    """In the text of cue ``number``: an empty line, the next number, and a text. Its times are lost, or it is said."""
+    for (_, before), (place, line), (_, after) in zip(body, body[1:], body[2:], strict=False):
+        meant = _MEANT_AS_TIMING.search(after)  # which is told already
+        if not before.strip() and line.strip() == str(number + 1) and after.strip() and not meant:
+            mistakes.append(Mistake(f"line {place}", f"cue {number + 1} has no times"))
+            return
 
 
 def _tell_stray(lines: Sequence[str], start: int, end: int, mistakes: list[Mistake]) -> None:

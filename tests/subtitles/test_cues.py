@@ -116,6 +116,20 @@ C
     assert {mistake.partition(":")[0] for mistake in mistakes} == {"line 1", "line 4", "line 8", "line 12"}
 
 
+def test_a_cue_without_times_is_told() -> None:
+    """And not spoken with the one before it, its number among the words."""
+    text = "1\n00:00:01,000 --> 00:00:02,000\nOne\n\n2\nTwo\n\n3\n00:00:05,000 --> 00:00:06,000\nThree\n"
+    assert read(text)[1] == ["line 5: cue 2 has no times"]
+
+
+def test_what_is_far_too_long_is_told_and_not_looked_into() -> None:
+    """Another kind of file, which would take for ever."""
+    times = "00:00:01,000 --> 00:00:02,000\n"
+    assert read(f"{times}{'1:1 ' * 10**6}")[1] == ["line 2: more than 4,096 characters: these are no subtitles"]
+    found, mistakes = read(times + "[a\n" * 10**5)
+    assert (found.cues, len(mistakes)) == ((), 1)
+
+
 def test_what_is_no_subtitle_file_is_told() -> None:
     """An empty one, a letter."""
     for text in ("", "Dear all,\n\nsee you --> there.\n"):
