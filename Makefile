@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci browser reliability format screenshots light full clean \
+.PHONY: help demo run bench test lint types ci browser reliability format screenshots translations light full clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -91,6 +91,9 @@ format: light ## put the code in order
 
 screenshots: light ## make the pictures of the pages in docs/ again; needs make browser
 	@$(IN_VENV) -m tests.report.screenshots docs/pictures
+
+translations: light ## after the Chinese pages have been mended: they are of the English text as it is now
+	@$(IN_VENV) -m tests.docs.test_translations
 
 clean: ## take away the environment and the caches (never ./var)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

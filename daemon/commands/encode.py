@@ -62,6 +62,8 @@ def check(settings: Settings, reference: Path, output: Path) -> None:
         mend = "add --set engine.name=fish --set engine.checkpoint=FOLDER"
         message = f"the {settings.engine.name} engine has no codec; {mend}"
         raise CommandFailed(message, ExitCode.REJECTED)
+    if not reference.exists():
+        raise CommandFailed(f"there is no file {plain(reference)}", ExitCode.REJECTED)
     try:
         check_reference(Path(os.path.realpath(reference)), "audio", settings, name=str(reference))
     except ValueError as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from daemon.commands.invocation import CommandFailed, ExitCode, describe_os_error
 from daemon.copied_references import FOLDER
@@ -157,9 +157,7 @@ def content_name(file: Path) -> str:
     """SHA256.EXT: what a copy of the file is called."""
     digest = hashlib.sha256()
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    with _regular(descriptor, file) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     suffix = file.suffix.lower()
@@ -173,10 +171,20 @@ def read_regular(file: Path, limit: int) -> bytes:
         OSError: missing, unreadable, or no regular file.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    with _regular(descriptor, file) as stream:
         return stream.read(limit)
+
+
+def _regular(descriptor: int, file: Path) -> BinaryIO:
+    """The open file, to be read; closed when it is none that can be.
+
+    Raises:
+        OSError: it is a folder, a pipe or the like.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    return open(descriptor, "rb")
 
 
 # --- copies ------------------------------------------------------------------------------------------------
