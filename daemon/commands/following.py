@@ -390,7 +390,8 @@ def summary(job: Followed) -> list[str]:
             lines.append(f"  speaker {who} failed: {plain(word(error, 'code'))}: {plain(word(error, 'message'))}")
     audio_s, wall_s, xrt = (number(timings, key) for key in ("audio_s", "wall_s", "xrt"))
     if audio_s is not None:
-        pace = f", {xrt:.1f} xRT" if xrt is not None else ""
+        # What was spoken before took no time now.
+        pace = f", {xrt:.1f} xRT" if xrt is not None and not count(counts, "cached") else ""
         lines.append(f"  {duration(audio_s)} of audio in {duration(wall_s)}{pace}")
     failed = [segment for segment in rows(job.manifest, "segments") if word(segment, "status") == "failed"]
     for segment in failed[:MOST_FAILURES]:
