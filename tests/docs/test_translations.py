@@ -3,16 +3,19 @@
 A machine can't read Chinese, but it can see that a section was touched on one side alone. Each Chinese section begins
 with ``<!-- of: DIGEST -->``, the digest of the English section that it translates. When that has changed, the test
 names the Chinese section: look whether it still says the same, mend it, and write down the new digest, as
-``make translations`` does. Whatever is the same in every language is compared: the tree of headings, code blocks but for
-their comments, the number of tables' rows, and all that stands in backticks.
+``make translations`` does. Whatever is the same in every language is compared: the tree of headings, code blocks but
+for their comments, the number of tables' rows, and all that stands in backticks.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,25 +59,34 @@ def differences(english: Section, chinese: Section) -> list[str]:
         found.append(f"lacks in backticks: {sorted(missing)}; has too much: {sorted(surplus)}")
     if len(english.rows()) != len(chinese.rows()):
         found.append(f"has {len(chinese.rows())} rows of tables, not {len(english.rows())}")
-    if recorded(chinese) != digest(english):
-        found.append(
-            "is of another text: the English has changed since. See whether it still says the same, then put "
-            f"<!-- of: {digest(english)} --> under its heading, or run `make translations`"
-        )
     return found
+
+
+def pairs(ours: list[Section], theirs: list[Section]) -> Iterator[tuple[Section | None, Section | None]]:
+    """Each section with its translation, as the digests tell; None where one side has nothing for the other."""
+    digests, marks = [digest(section) for section in ours], [recorded(section) for section in theirs]
+    for _, start, end, from_, to in difflib.SequenceMatcher(None, digests, marks, autojunk=False).get_opcodes():
+        yield from itertools.zip_longest(ours[start:end], theirs[from_:to])
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=[chinese for _, chinese in PAIRS])
 def test_the_chinese_page_says_the_same(english: str, chinese: str) -> None:
     """Section for section; every difference at once, each with the section to look at."""
-    ours, theirs = sections(ROOT / english), sections(ROOT / chinese)
-    told = [
-        f"{chinese}, {their.title!r} (in English {our.title!r}): {difference}"
-        for our, their in zip(ours, theirs, strict=False)
-        for difference in differences(our, their)
-    ]
-    if len(ours) != len(theirs):
-        told.insert(0, f"{chinese} has {len(theirs)} sections and {english} {len(ours)}: add or take away what differs")
+    told = []
+    for our, their in pairs(sections(ROOT / english), sections(ROOT / chinese)):
+        if their is None:
+            assert our is not None
+            told.append(f"{chinese} lacks a section for {our.title!r}")
+        elif our is None:
+            told.append(f"{chinese}, {their.title!r}: {english} has no such section any more")
+        else:
+            section = f"{chinese}, {their.title!r} (in English {our.title!r})"
+            told += [f"{section} {difference}" for difference in differences(our, their)]
+            if recorded(their) != digest(our):
+                told.append(
+                    f"{section}: the English has changed since. See whether it still says the same, then put "
+                    f"<!-- of: {digest(our)} --> under its heading, or run `make translations`"
+                )
     assert not told, "\n".join(told)
 
 
@@ -93,27 +105,29 @@ def test_links_within_the_pages_lead_somewhere(page: str) -> None:
             assert anchor in names, target
 
 
-def accept(path: Path, english: Path) -> None:
-    """Write down in each section of ``path`` that it is the translation of what ``english`` says now."""
-    digests = [digest(section) for section in sections(english)]
+def accept(english: Path, chinese: Path) -> None:
+    """Write down in each section of ``chinese`` that it is the translation of what ``english`` says now."""
+    ours, theirs = sections(english), sections(chinese)
+    if len(ours) != len(theirs):
+        sys.exit(f"{chinese} has {len(theirs)} sections and {english} {len(ours)}: translate what is missing first")
+    for our, their in zip(ours, theirs, strict=True):
+        if found := differences(our, their):
+            sys.exit(f"{chinese}, {their.title!r} (in English {our.title!r}) {found[0]}")
+        if recorded(their) != digest(our):
+            print(f"{chinese.relative_to(ROOT)}: {their.title!r} now stands for {our.title!r} as it is")
     lines: list[str] = []
     fenced, number = False, 0
-    for line in path.read_text("utf-8").splitlines():
+    for line in chinese.read_text("utf-8").splitlines():
         if _MARK.fullmatch(line):
             continue
         lines.append(line)
         fenced ^= line.strip().startswith("```")
         if not fenced and re.match("#+ ", line):
-            lines += [f"<!-- of: {digests[number]} -->"]
+            lines.append(f"<!-- of: {digest(ours[number])} -->")
             number += 1
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    chinese.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    for one, other in PAIRS:
-        if len(sections(ROOT / one)) != len(sections(ROOT / other)):
-            sys.exit(f"{one} and {other} do not have the same sections yet; translate first")
-        for our, their in zip(sections(ROOT / one), sections(ROOT / other), strict=True):
-            if recorded(their) != digest(our):
-                print(f"{other}, {their.title!r}: taken as the translation of {our.title!r} as it is now")
-        accept(ROOT / other, ROOT / one)
+    for original, translation in PAIRS:
+        accept(ROOT / original, ROOT / translation)
