@@ -119,6 +119,10 @@ class JobRun:
             self._narration.spoken(worker, self.job.segments[position].segment.speaker)
         self._changed.set()
 
+    def failed(self, position: int, worker: int) -> None:
+        if self._narration is not None:
+            self._narration.failed(worker, self.job.segments[position].segment.speaker)
+
     def end(self) -> None:
         self._all_ended = True
         self._changed.set()

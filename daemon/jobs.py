@@ -386,6 +386,8 @@ class Jobs:
                         "failed_at": round(time.time(), 3),
                     }
                 )
+                if ended.worker is not None:
+                    run.failed(ended.position, ended.worker)
                 log.error(
                     "segment has failed",
                     job=run.job.job_id,

@@ -29,7 +29,9 @@ class Narration:
         self._speakers = {worker: speakers for worker, speakers, _ in assignment}
         self._texts = Counter(live.segment.speaker for live in job.segments if live.status == "waiting")
         self._spoken: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._by_worker: Counter[int] = Counter()
+        self._failed_by_worker: Counter[int] = Counter()
         self._heard: dict[int, set[str]] = defaultdict(set)
         self._say(f"[Main] Speakers: {len(job.job.speakers)}")
         if assignment:
@@ -50,16 +52,28 @@ class Narration:
         """A segment of this speaker is finished."""
         self._spoken[speaker] += 1
         self._by_worker[worker] += 1
-        done, texts = self._spoken[speaker], self._texts[speaker]
+        self._tell_progress(worker, speaker)
+
+    def failed(self, worker: int, speaker: str) -> None:
+        """A segment of this speaker has failed for good."""
+        self._failed[speaker] += 1
+        self._failed_by_worker[worker] += 1
+        self._tell_progress(worker, speaker)
+
+    def _tell_progress(self, worker: int, speaker: str) -> None:
+        failed = {"failed": self._failed[speaker]} if self._failed[speaker] else {}
+        done, texts = self._spoken[speaker] + self._failed[speaker], self._texts[speaker]
         if done >= texts:
-            self._say(f"[Worker {worker}] ✅ Completed Speaker {speaker}: {done} segments")
+            self._say(f"[Worker {worker}] ✅ Completed Speaker {speaker}: {self._spoken[speaker]} segments", **failed)
         elif done == 1 or done % max(STEPS, texts // STEPS) == 0:
             self._say(f"[Worker {worker}] Speaker {speaker} progress: {done}/{texts}")
 
     def ended(self) -> None:
         """The job's last segment has ended."""
-        for worker, spoken in sorted(self._by_worker.items()):
-            self._say(f"[Worker {worker}] ✅ All done! Processed {spoken} segments", dealt=self._dealt.get(worker, 0))
+        for worker in sorted(self._by_worker.keys() | self._failed_by_worker.keys()):
+            spoken, failed = self._by_worker[worker], self._failed_by_worker[worker]
+            line = f"[Worker {worker}] ✅ All done! Processed {spoken}/{spoken + failed} segments"
+            self._say(line, dealt=self._dealt.get(worker, 0))
 
     def _say(self, line: str, **fields: object) -> None:
         log.info(line, job=self._job.job_id, **fields)

@@ -55,8 +55,8 @@ def test_a_job_from_its_assignment_to_its_end(tmp_path: Path) -> None:
         "[Worker 1] ✅ Completed Speaker b: 2 segments",
         "[Worker 0] Processing Speaker c (2/2)",
         "[Worker 0] ✅ Completed Speaker c: 1 segments",
-        "[Worker 0] ✅ All done! Processed 3 segments",
-        "[Worker 1] ✅ All done! Processed 2 segments",
+        "[Worker 0] ✅ All done! Processed 3/3 segments",
+        "[Worker 1] ✅ All done! Processed 2/2 segments",
     ]
 
 
@@ -90,5 +90,24 @@ def test_a_thief_has_speakers_too(tmp_path: Path) -> None:
         "[Worker 1] Processing Speaker b (2/2)",
         "[Worker 1] ✅ Completed Speaker b: 1 segments",
         "[Worker 1] ✅ Completed Speaker b: 2 segments",
-        "[Worker 1] ✅ All done! Processed 2 segments",
+        "[Worker 1] ✅ All done! Processed 2/2 segments",
+    ]
+
+
+def test_a_failed_segment_is_an_ended_one(tmp_path: Path) -> None:
+    """The speaker is completed all the same; the counts say what was spoken of what was tried."""
+
+    def narrate() -> None:
+        story = Narration(job_of(tmp_path, "aab"), [(0, ["a", "b"], 3)])
+        story.failed(0, "a")
+        story.spoken(0, "a")
+        story.failed(1, "b")
+        story.ended()
+
+    assert told(narrate)[3:] == [
+        "[Worker 0] Speaker a progress: 1/2",
+        "[Worker 0] ✅ Completed Speaker a: 1 segments",
+        "[Worker 1] ✅ Completed Speaker b: 0 segments",
+        "[Worker 0] ✅ All done! Processed 1/2 segments",
+        "[Worker 1] ✅ All done! Processed 0/1 segments",
     ]

@@ -109,6 +109,8 @@ def test_encode_and_generate(make: Make, checkpoint: Path) -> None:
     manifest = dubd.run("generate", {"mode": "generate", "tasks": [task], "defaults": {"max_new_tokens": 40}})
     dubd.check_manifest(manifest)
     assert manifest["status"] == "done"
+    log = dubd.log.read_text("utf-8")
+    assert all(said in log for said in ("Loading Text2Semantic model...", "Loading DAC model...", "Models loaded!"))
 
 
 HALF = {

@@ -258,6 +258,20 @@ def test_print_has_every_row(browser: Browser, tmp_path: Path) -> None:
     assert len(shown(browser)) < 100
 
 
+def test_the_timeline_fits_the_paper(browser: Browser, tmp_path: Path) -> None:
+    """It is drawn for the screen, which is wider; nothing of it is cut off at the paper's edge."""
+    browser.open(end_job(tmp_path, [{"text": "One.", "start": 1.0, "end": 2.0}]).report)
+    assert browser.run("return document.getElementById('canvas').clientWidth") > 700
+    main = "document.querySelector('main')"
+    try:
+        browser.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.run(f"{main}.style.width = '600px'")
+        right = "getBoundingClientRect().right"
+        assert browser.run(f"return document.getElementById('canvas').{right} <= {main}.{right}")
+    finally:
+        browser.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_ten_thousand_segments(browser: Browser, tmp_path: Path) -> None:
     """Open, and scroll to the end and back; only what is seen exists, and the right rows are seen."""
     segments = [
