@@ -655,7 +655,8 @@
       brush.fillRect(at, AXIS - 5, 1, high);
       brush.fillStyle = muted;
       brush.textAlign = "left";
-      brush.fillText(page.clock(second, tick < 1 ? 1 : 0), at + 3, 13);
+      const label = page.clock(second, tick < 1 ? 1 : 0);
+      if (at + 3 + brush.measureText(label).width <= wide) brush.fillText(label, at + 3, 13);
     }
     const isKept = (row) => row.line >= 0;
     for (const row of rows) {
