@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_a_job_of_speaker_embeddings() -> None:
     assert job == EmbeddingsJob("voices", (), (), **said)  # type: ignore[arg-type]
     bare = parse(b'{"kind": "speaker_embeddings", "utterances_dir": "/u", "exclude_filename_pattern": "*_aug*"}')
     assert bare == EmbeddingsJob("film", (), (), utterances_dir="/u", exclude_filename_pattern=("*_aug*",))
+
+
+def test_millions_of_keys_take_no_memory() -> None:
+    """They are counted before anything is made of them."""
+    data = b'{"a":' * 250_000
+    tracemalloc.start()
+    assert codes(refusal(data, limits=Limits(segments=1))) == [("$", "too_many_values")]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(data)
 
 
 def test_aliases() -> None:
