@@ -123,3 +123,32 @@ def test_copies_that_no_job_names_are_cleared_away(place: Place, inbox: Path, tm
             where.write_text(json.dumps({"audio": f"{FOLDER}/{copy.name}"}))
     clear_copies(inbox, place.var / "outbox")
     assert sorted(name[0] for name in os.listdir(inbox / FOLDER)) == ["a", "b", "d", "e"]
+
+
+def test_nothing_is_cleared_away_through_a_link(place: Place, inbox: Path, tmp_path: Path) -> None:
+    """Whoever may write to the inbox could have the daemon remove what is old and lies elsewhere."""
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "film.wav").write_bytes(b"x")
+    os.utime(films / "film.wav", (0, 0))
+    (inbox / FOLDER).symlink_to(films)
+    place.settings.paths.outbox.mkdir(exist_ok=True)
+    clear_copies(inbox, place.settings.paths.outbox)
+    assert os.listdir(films) == ["film.wav"]
+
+
+def test_only_job_files_are_searched_for_copies(place: Place, inbox: Path) -> None:
+    """A pipe is none, a link is none, and neither is a film of a terabyte that somebody has put into the inbox."""
+    (inbox / FOLDER).mkdir()
+    for name in ("named.wav", "unnamed.wav"):
+        (inbox / FOLDER / name).write_bytes(b"x")
+        os.utime(inbox / FOLDER / name, (0, 0))
+    (inbox / "film.json").write_text("it names named.wav")
+    os.mkfifo(inbox / "pipe.json")
+    (inbox / "link.json").symlink_to("film.json")
+    for name in ("huge.mov", "huge.json"):
+        with (inbox / name).open("wb") as file:
+            file.truncate(1 << 40)
+    place.settings.paths.outbox.mkdir(exist_ok=True)
+    clear_copies(inbox, place.settings.paths.outbox)
+    assert os.listdir(inbox / FOLDER) == ["named.wav"]
