@@ -95,9 +95,10 @@ class Disk:
     def rmdir_in(self, folder: int, name: str) -> None:
         os.rmdir(name, dir_fd=folder)
 
-    def remove_all(self, folder: Path) -> None:
-        """The folder and what is in it, as far as that goes; many calls, whose order is nobody's business."""
-        shutil.rmtree(folder, ignore_errors=True)
+    def remove_all(self, folder: Path, parent: int | None = None) -> None:
+        """The folder and what is in it, as far as that goes; many calls, whose order is nobody's business. ``parent``:
+        the open folder that holds it, where its path may lead elsewhere by now."""
+        shutil.rmtree(folder if parent is None else folder.name, ignore_errors=True, dir_fd=parent)
 
 
 disk = Disk()
@@ -323,6 +324,11 @@ def open_for_append(path: Path) -> int:
     return descriptor
 
 
+def open_unsynced(path: Path) -> int:
+    """As ``open_for_append``, for what need not survive a power cut: its name is not durable either."""
+    return disk.create(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+
+
 def append(descriptor: int, data: bytes, *, durable: bool) -> None:
     """Append to an open file. After an OSError the file's tail is unknown and it must not be used again."""
     _write_all(descriptor, data)
@@ -364,6 +370,40 @@ def make_new_folder(folder: Path) -> None:
         raise
 
 
+def open_folder(folder: Path, root: Path, *, make: bool = False) -> int:
+    """The folder, which lies below ``root``, open, with no link on the way to it from there; the caller closes it.
+    With ``make``, it and its missing parents are made. What is then done at ``held(descriptor)`` is done in that very
+    folder, whatever its name leads to by then.
+
+    Raises:
+        OSError: ENOTDIR or ELOOP, there is a link or a file on the way; or it is not there, or can't be made.
+        ValueError: it does not lie below ``root``.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    found = os.open(root, flags)
+    try:
+        for name in folder.relative_to(root).parts:
+            try:
+                below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=found)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                with contextlib.suppress(FileExistsError):  # somebody else was faster
+                    make_new_folder(held(found) / name)
+                below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=found)
+            os.close(found)
+            found = below
+    except BaseException:
+        os.close(found)
+        raise
+    return found
+
+
+def held(folder: int) -> Path:
+    """A path to an open folder that leads nowhere else."""
+    return Path(f"/proc/self/fd/{folder}")
+
+
 def remove(path: Path) -> None:
     """Remove a file; one that is gone already is fine."""
     _forget(path)
@@ -374,12 +414,16 @@ def remove_empty_folder(folder: Path) -> None:
     disk.rmdir(folder)
 
 
-def discard(path: Path) -> None:
-    """Remove what lies there, a folder too, as far as that is possible: nothing depends on it."""
+def discard(path: Path, folder: int | None = None) -> None:
+    """Remove what lies there, a folder too, as far as that is possible: nothing depends on it. ``folder``: the open
+    folder that holds it, where ``path`` may lead elsewhere by now."""
     try:
-        disk.unlink(path)
+        if folder is None:
+            disk.unlink(path)
+        else:
+            disk.unlink_in(folder, path.name)
     except (IsADirectoryError, PermissionError):
-        disk.remove_all(path)
+        disk.remove_all(path, folder)
     except OSError:
         pass
 

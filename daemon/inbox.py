@@ -230,6 +230,7 @@ class Inbox:
         token = new_token()
         folder = self.claimed / token
         target = folder / ready.name
+        self._remove_links(token)
         try:
             files.make_folder(folder)
             files.rename(self._folder / ready.name, target)
@@ -256,23 +257,39 @@ class Inbox:
         self.forget(claim.token)
 
     def forget(self, token: str) -> None:
-        """Remove the traces of a claim whose job is over, durably: one that came back would be done again. Where the
-        share is away that holds them, it is remembered that they mean nothing any more.
+        """Remove the traces of a claim whose job is over, durably: one that came back would be done again. Where they
+        can't be seen, the share that holds them may be away: it is remembered that they mean nothing any more.
 
         Raises:
             OSError: they can't be removed now; call again later.
         """
         folder = self.claimed / token
+        self._remove_links(token)
         try:
-            for name in os.listdir(folder):
-                files.discard(folder / name)
+            opened = files.open_folder(folder, self._folder)
+            try:
+                for name in os.listdir(opened):
+                    files.discard(folder / name, opened)
+            finally:
+                os.close(opened)
             files.remove_empty_folder(folder)
         except FileNotFoundError:
-            if not self.claimed.is_dir():
-                files.make_folder(self._over)
-                files.write_atomically(self._over / token, b"")
-                return
-        files.fsync_folder(self.claimed)
+            files.make_folder(self._over)
+            files.write_atomically(self._over / token, b"")
+        else:
+            files.fsync_folder(self.claimed)
+
+    def _remove_links(self, token: str | None = None) -> None:
+        """No folder for claimed jobs is a link: whoever has put one there wants us to work, and remove, elsewhere.
+
+        Raises:
+            OSError: it can't be removed.
+        """
+        parts = (self.claimed.parent, self.claimed, *(() if token is None else (self.claimed / token,)))
+        for folder in parts:
+            if folder.is_symlink():
+                log.warning("a link lies where claimed jobs are kept; it is removed", path=printable(str(folder)))
+                files.remove(folder)
 
     def has_lost(self, claim: Claim) -> bool:
         """Whether the claimed file is gone while the inbox is there: somebody has taken it away."""
@@ -281,12 +298,14 @@ class Inbox:
     def claims(self) -> list[Claim]:
         """What this daemon has taken and not finished, the oldest first."""
         found = []
+        self._remove_links()
         try:
             tokens = sorted(os.listdir(self.claimed))
         except FileNotFoundError:
             return []
         for token in tokens:
             try:
+                self._remove_links(token)
                 received = received_at(token)
                 if (self._over / token).exists():
                     self.forget(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from daemon.embeddings.corpus import CorpusRefused, open_corpus
 from daemon.embeddings.live_job import open_job
 from daemon.inbox import read_document
 from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder, stem_of
-from daemon.outbox import case_twin
+from daemon.outbox import TakenNames
 from daemon.redo import compose_redo, seed_of_next_take
 from daemon.references import ReferenceRefused, snapshot_reference
 
@@ -44,9 +45,11 @@ class Rejection:
     incomplete: bool
 
 
-def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, str]]) -> LiveJob | Rejection:
+def accept(
+    claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, str]], taken: TakenNames
+) -> LiveJob | Rejection:
     """Accept a claimed job, or say every reason why not. ``live_ids``: job ids that are being worked on, by their
-    folded form.
+    folded form; ``taken``: the names in the outbox.
 
     Raises:
         OSError: the disk or the share failed; nothing is decided and the claim stands.
@@ -63,7 +66,7 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
     folded = fold_job_id(job.job_id)
     twin = live_ids().get(folded, job.job_id)
     if twin == job.job_id:
-        twin = case_twin(settings.paths.outbox, job.job_id, folded, fold_job_id) or job.job_id
+        twin = taken.twin(job.job_id) or job.job_id
     if twin != job.job_id:
         return twin_rejection(job.job_id, twin)
     staged = jobs / f".{claim.token}.new"
@@ -75,8 +78,11 @@ def accept(claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, st
         voices, reasons = _snapshot(job, settings, staged / "references")
         reasons += _check_corpus(job, settings)
         if reasons:
+            # With the claimed file, what it names may have gone: a share that is away is no fault of the job's.
+            os.lstat(claim.file)
             return Rejection(tuple(reasons), job.job_id, incomplete=False)
         files.fsync_folder(staged / "references")
+        taken.add(job.job_id)
         folder = build_folder(jobs, claim.token, claim.name, document, voices, staged)
     finally:
         files.discard(staged)

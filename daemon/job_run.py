@@ -32,6 +32,7 @@ from daemon.hooks import Hooks
 from daemon.inbox import Inbox
 from daemon.intake import give_keys
 from daemon.live_job import EngineIdentity, LiveJob
+from daemon.mounts import Mounts
 from daemon.narration import Narration
 from daemon.pool import Pool
 from daemon.recorder import Recorder
@@ -59,6 +60,7 @@ class JobHost(Protocol):
     reuse: ReuseIndex
     ended: EndedJobs
     hooks: Hooks
+    mounts: Mounts
     engine_is_known: anyio.Event
     outbox_threads: anyio.CapacityLimiter
     """Threads that may wait for the outbox at one time."""
@@ -165,7 +167,6 @@ class JobRun:
         job = self.job
         if not job.ended:
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
-            self._outbox = await anyio.to_thread.run_sync(_identity, self._folder.parent)
             if not job.taken:
                 job.taken, job.started_at = True, time.time()
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
@@ -179,13 +180,20 @@ class JobRun:
         await self._publish_until_all_ended()
 
     async def _take(self) -> Path:
-        return await anyio.to_thread.run_sync(
-            outbox.take,
-            self._jobs.settings.paths.outbox,
-            self.job,
-            abandon_on_cancel=True,
-            limiter=self._jobs.outbox_threads,
+        folder = self._jobs.settings.paths.outbox
+
+        def take() -> tuple[Path, tuple[int, int] | None]:
+            self._jobs.mounts.check(folder)
+            taken = outbox.take(folder, self.job)
+            identity = _identity(folder)
+            # It may have gone away meanwhile, and what was made lies where nobody will see it.
+            self._jobs.mounts.check(folder)
+            return taken, identity
+
+        taken, self._outbox = await anyio.to_thread.run_sync(
+            take, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
         )
+        return taken
 
     async def _know_engine(self) -> EngineIdentity | None:
         """The engine, once a worker has said which one it has; None when the job is cancelled before."""
@@ -410,8 +418,7 @@ class JobRun:
             )
 
         await self._insist("removing the claimed file", forget)
-        self.job.closed = True
-        self.job.journal.close()
+        self.job.close()
         await self._insist("removing the job's folder", lambda: _in_thread(files.remove_tree, self.job.folder))
 
     # --- progress -------------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ from daemon.hooks import Hooks
 from daemon.inbox import Inbox
 from daemon.job_run import JobRun
 from daemon.live_job import Claim, EngineIdentity, LiveJob
+from daemon.mounts import Mounts
 from daemon.narration import Narration
-from daemon.outbox import OutboxConflict
+from daemon.outbox import OutboxConflict, TakenNames
 from daemon.pool import Pool, Ticket
 from daemon.recorder import Recorder
 from daemon.reuse import ReuseIndex
@@ -94,6 +95,7 @@ class Jobs:
         inbox: Inbox,
         reuse: ReuseIndex,
         ended: EndedJobs,
+        mounts: Mounts,
         core: Core,
         signs: Signs,
         tasks: anyio.abc.TaskGroup,
@@ -102,6 +104,8 @@ class Jobs:
         self.inbox = inbox
         self.reuse = reuse
         self.ended = ended
+        self.mounts = mounts
+        self.taken_names = TakenNames(settings.paths.outbox, fold_job_id)
         self.signs = signs
         self.hooks = Hooks(settings)
         self.recorder = Recorder(self._on_stored, self._on_spoilt, self.disk_full)
@@ -292,6 +296,7 @@ class Jobs:
                 "subtype": "FLOAT" if _is_finished(job) else output.subtype,
             },
         }
+        job.give_out(position)
         return message, file
 
     async def record_try(self, token: str, position: int, tries: int) -> None:
@@ -314,6 +319,7 @@ class Jobs:
         run = self.runs.get(token)
         if run is not None and run.job.segments[position].status == "waiting":
             run.job.segments[position].give_back()
+            run.job.take_back(position)
             self.recorder.note(run.job, {"t": "back", "p": position})
             run.changed()
 

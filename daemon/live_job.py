@@ -7,6 +7,7 @@ both, and everything else here is data that the journal could give back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -21,6 +22,8 @@ from daemon.core.events import SegmentSpec
 from daemon.core.job import Job, Limits, Segment
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record, read_journal
+
+OUT_FILE = "out"
 
 SegmentStatus = Literal["waiting", "ok", "failed", "skipped", "cancelled"]
 JobStatus = Literal["done", "partial", "failed", "cancelled"]
@@ -148,10 +151,14 @@ class LiveJob:
     """Its outbox folder has been made, and an earlier manifest moved aside."""
     ended: bool = False
     """Its manifest is in the outbox; only its traces are left to remove."""
+    stopped: bool = False
+    """The life of the daemon before this one has ended in order."""
     closed: bool = False
     """Its folder is gone; nothing more is recorded of it."""
     engine: EngineIdentity | None = None
     note: str | None = None
+    out: int | None = None
+    """The open file of what has been given out in this life of the daemon (see ``give_out``)."""
     ignored: list[str] = field(default_factory=list)
 
     # --- making and opening ---------------------------------------------------------------------------------
@@ -263,9 +270,57 @@ class LiveJob:
         """Bring a job as it was accepted to where these records leave it: its daemon died after the last one."""
         for record in records:
             self._replay(record)
+            self.stopped = record["t"] == "stop"
         for segment in self.segments:
             if segment.begun and segment.status == "waiting":
                 segment.suspect = True
+            # Whether a try had begun may not have come to be written down; that it was made had.
+            segment.attempts = max(segment.attempts, segment.tries)
+
+    # --- what is out at workers -----------------------------------------------------------------------------
+
+    def give_out(self, position: int) -> None:
+        """Note, before a worker is asked for it, that this segment is about to be given out. Whatever it does to the
+        daemon from then on, the next life knows whom to suspect. Not synced: it must survive the process alone."""
+        with contextlib.suppress(OSError):  # a full disk: then what the journal says of its beginning must do
+            if self.out is None:
+                self.out = files.open_unsynced(self.folder / OUT_FILE)
+            files.append(self.out, b"%d\n" % position, durable=False)
+
+    def take_back(self, position: int) -> None:
+        """Note that this segment has come back unspoken."""
+        if self.out is not None:
+            with contextlib.suppress(OSError):
+                files.append(self.out, b"-%d\n" % position, durable=False)
+
+    def close(self) -> None:
+        """Close its files; nothing more is recorded of it."""
+        self.closed = True
+        self.journal.close()
+        if self.out is not None:
+            os.close(self.out)
+            self.out = None
+
+    def suspect_what_was_out(self) -> None:
+        """At the start of a life: what was out when the last one ended, unless that was in order, is suspected."""
+        path = self.folder / OUT_FILE
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1]
+        except OSError:
+            return
+        out: set[int] = set()
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                position = int(line.removeprefix(b"-"))
+                (out.discard if line.startswith(b"-") else out.add)(position)
+        waiting = [p for p in sorted(out) if p < len(self.segments) and self.segments[p].status == "waiting"]
+        fresh = [] if self.stopped else [p for p in waiting if not self.segments[p].suspect]
+        for position in fresh:
+            self.segments[position].suspect = True
+        with contextlib.suppress(OSError):  # then it is read again at the next start
+            if fresh:
+                self.journal.append([{"t": "suspect", "p": position} for position in fresh], durable=False)
+            files.remove(path)
 
     def _replay(self, record: Record) -> None:
         kind = record["t"]

@@ -6,11 +6,14 @@ repeated; a share that has gone away raises OSError, and the same call is made a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from daemon.live_job import LiveJob, LiveSegment
 from daemon.mapped_paths import is_windows_path, path_here, path_there
 
 SCHEMA = 1
+
+LISTING_SHARE = 20
+"""The outbox is listed for names no more often than so many times what that takes."""
 
 
 class OutboxConflict(Exception):
@@ -62,17 +68,37 @@ def take(outbox: Path, job: LiveJob) -> Path:
     return folder
 
 
-def case_twin(outbox: Path, job_id: str, folded: str, fold: Callable[[str], str]) -> str | None:
-    """The name of a folder in the outbox that differs from ``job_id`` in case only (``fold`` maps an id to what must be
-    unique), or None. On Windows and macOS, the two would be one folder."""
-    try:
-        with os.scandir(outbox) as entries:
-            names = [entry.name for entry in entries]
-    except FileNotFoundError:
-        return None
-    if job_id in names:
-        return None
-    return next((name for name in names if fold(name) == folded), None)
+class TakenNames:
+    """The names that folders in the outbox have. ``fold`` maps a name to what must be unique. May be used from several
+    threads at a time."""
+
+    def __init__(self, outbox: Path, fold: Callable[[str], str]) -> None:
+        self._outbox = outbox
+        self._fold = fold
+        self._names: dict[str, list[str]] = {}
+        self._listed_at = -math.inf
+        self._cost_s = 0.0
+
+    def twin(self, job_id: str) -> str | None:
+        """The name of a folder that differs from ``job_id`` in case only, or None. On Windows and macOS, the two would
+        be one folder."""
+        started = time.monotonic()
+        # Listing a large outbox for every job that comes would take longer than the jobs.
+        if started - self._listed_at >= LISTING_SHARE * self._cost_s:
+            names: dict[str, list[str]] = {}
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._outbox) as entries:
+                for entry in entries:
+                    names.setdefault(self._fold(entry.name), []).append(entry.name)
+            self._names, self._listed_at = names, time.monotonic()
+            self._cost_s = self._listed_at - started
+        alike = self._names.get(self._fold(job_id), [])
+        return None if job_id in alike or not alike else alike[0]
+
+    def add(self, job_id: str) -> None:
+        """A folder of this name is about to be made."""
+        alike = self._names.setdefault(self._fold(job_id), [])
+        if job_id not in alike:
+            alike.append(job_id)
 
 
 def publish(folder: Path, job: LiveJob, position: int) -> None:
@@ -231,8 +257,8 @@ def write_results(
         asked = live.segment.output_file
         if asked is not None:
             try:
-                file = _place(file, base / _here(asked, mapped or {}), allowed_roots)
-            except _NotPlaced as why:
+                file = place(file, base / _here(asked, mapped or {}), allowed_roots)
+            except NotPlaced as why:
                 line = f"output of segment {live.segment.index}: {asked!r} {why}"
                 if line not in job.ignored:
                     job.ignored.append(line)
@@ -244,14 +270,14 @@ def write_results(
     write_json(folder / "results.json", by_speaker if job.job.results == "encode" else by_index)
 
 
-class _NotPlaced(Exception):
+class NotPlaced(Exception):
     """Why a file was not written where the job asked for it, as the rest of a sentence about the path."""
 
 
 def _here(asked: str, mapped: Mapping[str, Path]) -> str:
     here = path_here(asked, mapped)
     if is_windows_path(here):
-        raise _NotPlaced("is a path of another machine: say in paths.mapped where its folder is here")
+        raise NotPlaced("is a path of another machine: say in paths.mapped where its folder is here")
     return here
 
 
@@ -262,28 +288,30 @@ _TROUBLE = frozenset(
 """What may pass; every other refusal is the path's own and would stay."""
 
 
-def _place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path:
+def place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path:
     """Copy ``file`` to ``asked`` when that lies inside the allowed roots, links resolved; where it is then.
 
     Raises:
-        _NotPlaced: it does not, or can't be written.
+        NotPlaced: it does not, or can't be written.
         OSError: a disk or share is in trouble.
     """
     try:
         target = Path(os.path.realpath(asked.parent)) / asked.name
-        inside = any(target.is_relative_to(os.path.realpath(root)) for root in allowed_roots)
-        if not inside or asked.name in ("", ".", ".."):
-            raise _NotPlaced("is outside paths.allowed_roots")
-        files.make_folder(target.parent)
-        # The folder may have become a link since it was resolved.
-        if Path(os.path.realpath(target.parent)) != target.parent:
-            raise _NotPlaced("is outside paths.allowed_roots")
-        files.copy(file, target)
-        files.fsync_folder(target.parent)
+        real_roots = [Path(os.path.realpath(root)) for root in allowed_roots]
+        root = next((root for root in real_roots if target.is_relative_to(root)), None)
+        if root is None or asked.name in ("", ".", ".."):
+            raise NotPlaced("is outside paths.allowed_roots")
+        # Any folder on the way may become a link at any moment.
+        folder = files.open_folder(target.parent, root, make=True)
+        try:
+            files.copy(file, files.held(folder) / target.name)
+            files.fsync_folder(files.held(folder))
+        finally:
+            os.close(folder)
     except ValueError as error:  # a NUL, or a character that no file name can hold
-        raise _NotPlaced(f"can't be a path: {error}") from error
+        raise NotPlaced(f"can't be a path: {error}") from error
     except OSError as error:
         if error.errno in _TROUBLE:
             raise
-        raise _NotPlaced(f"can't be written: {error.strerror}") from error
+        raise NotPlaced(f"can't be written: {error.strerror}") from error
     return target

@@ -216,10 +216,10 @@ class Reception:
         while True:
             try:
                 result = await anyio.to_thread.run_sync(
-                    accept, claim, self.settings, self._jobs.live_ids, abandon_on_cancel=True
+                    accept, claim, self.settings, self._jobs.live_ids, self._jobs.taken_names, abandon_on_cancel=True
                 )
             except OSError as error:
-                if await anyio.to_thread.run_sync(self._inbox.has_lost, claim, abandon_on_cancel=True):
+                if await anyio.to_thread.run_sync(self._has_lost, claim, abandon_on_cancel=True):
                     self._signs.warnings.pop("accept", None)
                     return None
                 name = printable(claim.name)
@@ -235,6 +235,14 @@ class Reception:
             else:
                 self._signs.warnings.pop("accept", None)
                 return result
+
+    def _has_lost(self, claim: Claim) -> bool:
+        """Whether somebody has taken the claimed file away; where the share is away, nobody has."""
+        try:
+            self._jobs.mounts.check(self.settings.paths.inbox)
+        except OSError:
+            return False
+        return self._inbox.has_lost(claim)
 
     async def _put_back(self, claim: Claim) -> bool:
         """Give a file back to the inbox if it has been written to since it settled."""
@@ -255,6 +263,7 @@ class Reception:
         name = printable(claim.name)
 
         def put_aside() -> Path:
+            self._jobs.mounts.check(self.settings.paths.rejected)
             error = inboxes.reject(self.settings.paths.rejected, claim.file, reasons, job_id=job_id, now=time.time())
             self._inbox.forget(claim.token)
             return error

@@ -39,6 +39,7 @@ from daemon.inbox import Inbox
 from daemon.intake import WHATEVER_SIZE
 from daemon.jobs import Jobs, Signs
 from daemon.logs import configure_logging
+from daemon.mounts import Mounts
 from daemon.notify import Notifier, watchdog_interval
 from daemon.pool import Pool
 from daemon.reception import Reception
@@ -68,7 +69,12 @@ class Daemon:
     """The daemon's parts; ``run`` is its life."""
 
     def __init__(
-        self, settings: Settings, host_id: str, reload: Callable[[], Settings], tasks: anyio.abc.TaskGroup
+        self,
+        settings: Settings,
+        host_id: str,
+        mounts: Mounts,
+        reload: Callable[[], Settings],
+        tasks: anyio.abc.TaskGroup,
     ) -> None:
         self.settings = settings
         self.started_at = time.time()
@@ -79,7 +85,7 @@ class Daemon:
         self.ended = EndedJobs(settings.paths.state / "ended.sqlite3")
         inbox = Inbox(settings, self.host_id)
         self.core = Core(_policy(settings), random.Random())
-        self.jobs = Jobs(settings, inbox, self.reuse, self.ended, self.core, self.signs, tasks)
+        self.jobs = Jobs(settings, inbox, self.reuse, self.ended, mounts, self.core, self.signs, tasks)
         self.backend: Backend = ThisMachine(settings, lambda: self.pool.pids)
         self.pool = Pool(self.core, self.jobs, self.backend.transport, self.backend.hello, settings)
         self.reception = Reception(settings, inbox, self.jobs, self.signs, tasks)
@@ -196,6 +202,7 @@ class Daemon:
                 files.make_folder(damaged.parent)
                 files.rename(folder, damaged)
                 continue
+            await anyio.to_thread.run_sync(job.suspect_what_was_out)
             log.info("taking up job", job=job.job_id, waiting=len(job.waiting()), total=len(job.segments))
             self.jobs.enqueue(job)
 
@@ -291,16 +298,18 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
     files.make_folder(paths.state / "jobs")
     with _lock(paths.state / "lock"):
         files.make_folder(paths.state / "cache")
+        mounts = Mounts(paths.state)
         for folder in (paths.inbox, paths.outbox, paths.rejected, paths.status.parent):
             # A share that is away must not keep the daemon from starting; it is waited for.
             with suppress(OSError):
+                mounts.check(folder)
                 files.make_folder(folder)
         for folder, age in ((paths.state, 0.0), (paths.status.parent, 0.0), (paths.rejected, OLD_LEFTOVERS_S)):
             with suppress(OSError):
                 files.remove_temporary_files(folder, older_than_s=age)
         host_id = _host_id(paths.state)
         async with anyio.create_task_group() as tasks:
-            await Daemon(settings, host_id, reload, tasks).run()
+            await Daemon(settings, host_id, mounts, reload, tasks).run()
             tasks.cancel_scope.cancel()
     return 0
 

@@ -407,6 +407,31 @@ def test_what_was_over_stays_over(inbox: Inbox, folder: Path, settings: Settings
     assert os.listdir(settings.paths.state / "over") == []
 
 
+def test_links_among_the_claimed_jobs_lead_nowhere(inbox: Inbox, folder: Path, tmp_path: Path) -> None:
+    """Whoever may write to the inbox could have the daemon take jobs from elsewhere, and remove what lies there."""
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "film.json").write_bytes(b"{}")
+    for place in (inbox.claimed / new_token(), inbox.claimed, inbox.claimed.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = films if place.parent == inbox.claimed else films.parent
+        if place.exists():
+            shutil.rmtree(place)
+        place.symlink_to(target)
+        assert inbox.claims() == []
+        assert not place.is_symlink()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+        put(folder, "job.json")
+        claim = taken(inbox, "job.json")
+        assert claim.file.resolve().is_relative_to(folder)
+        inbox.forget(claim.token)
+    token = new_token()
+    (inbox.claimed / token).symlink_to(films)
+    inbox.forget(token)
+    assert os.listdir(films) == ["film.json"]
+
+
 def test_a_claim_that_was_taken_away(inbox: Inbox, folder: Path) -> None:
     """Is told apart from an inbox that is away."""
     put(folder, "film.json")

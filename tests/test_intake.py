@@ -13,8 +13,10 @@ import pytest
 import soundfile
 
 from daemon.config import Settings
+from daemon.core.job_id import fold_job_id
 from daemon.intake import WHATEVER_SIZE, Rejection, accept, give_keys
 from daemon.live_job import Claim, EngineIdentity, LiveJob, new_token, received_at
+from daemon.outbox import TakenNames
 from tests.shell import Fault, failing_at, job_document, settings_in
 
 ENGINE = EngineIdentity("draft", "1", "m", "fp32")
@@ -39,14 +41,14 @@ def claim(settings: Settings, document: dict[str, Any] | bytes, name: str = "fil
 
 
 def accepted(settings: Settings, document: dict[str, Any], **live: str) -> LiveJob:
-    job = accept(claim(settings, document), settings, lambda: live)
+    job = accept(claim(settings, document), settings, lambda: live, TakenNames(settings.paths.outbox, fold_job_id))
     assert isinstance(job, LiveJob), job
     return job
 
 
 def refused(settings: Settings, taken: Claim, **live: str) -> Rejection:
     """The reasons; and nothing is left of the attempt."""
-    rejection = accept(taken, settings, lambda: live)
+    rejection = accept(taken, settings, lambda: live, TakenNames(settings.paths.outbox, fold_job_id))
     assert isinstance(rejection, Rejection)
     assert os.listdir(settings.paths.state / "jobs") == [] and taken.file.exists()
     return rejection
@@ -124,10 +126,10 @@ def test_a_failure_at_any_step_leaves_the_claim(settings: Settings) -> None:
         taken = claim(settings, job_document())
         with failing_at(number, error=errno.ENOSPC) as fired:
             try:
-                job = accept(taken, settings, dict)
+                job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
             except Fault:
                 failures += 1
-                job = accept(taken, settings, dict)
+                job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
         assert isinstance(job, LiveJob) and job.token == taken.token
         assert LiveJob.open(job.folder, WHATEVER_SIZE).waiting() == job.waiting()
         assert not (settings.paths.state / "jobs" / f".{taken.token}.new").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ from daemon.core.job import JobRejected, Limits
 from daemon.journal import Record
 from daemon.live_job import LiveJob, VoiceReference, build_folder, new_token, received_at, spoken_record, stem_of
 from daemon.store import store
-from tests.shell import deliver, job_document, make_live_job
+from tests.shell import deliver, failing_at, job_document, make_live_job
 
 SAMPLES = Path(__file__).parent / "data" / "journals"
 
@@ -187,6 +189,33 @@ def test_a_record_that_can_not_be_is_told(job: LiveJob) -> None:
         replayed(job, {"t": "began", "p": 77})
 
 
+def test_what_was_given_out_is_suspected(job: LiveJob) -> None:
+    """Whatever it did to the daemon, and however soon: it is noted before a worker is asked. What came back, and what
+    has ended, is not; and the next life knows it too."""
+    for position in range(3):
+        job.give_out(position)
+    job.take_back(1)
+    job.journal.append([spoken_record(2, dataclasses.replace(job.segments[2], status="ok", sha256="0"))])
+    with (job.folder / "out").open("ab") as file:
+        file.write(b"7\nx\n0")  # of no segment, no number, torn
+    for _ in range(2):
+        again = LiveJob.open(job.folder, Limits())
+        again.suspect_what_was_out()
+        assert [segment.suspect for segment in again.segments] == [True, False, False]
+    assert not (job.folder / "out").exists()
+
+
+def test_an_orderly_end_leaves_no_suspects(job: LiveJob) -> None:
+    """What was out had been given up in order; and a disk that is full when something is given out does not matter."""
+    job.give_out(0)
+    job.journal.append([{"t": "stop"}])
+    again = LiveJob.open(job.folder, Limits())
+    again.suspect_what_was_out()
+    with failing_at(1, error=errno.ENOSPC):
+        again.give_out(1)
+    assert not any(segment.suspect for segment in again.segments)
+
+
 def test_jobs_of_earlier_versions_open(tmp_path: Path) -> None:
     """A frozen sample with every kind of record."""
     (sample,) = SAMPLES.glob("*/")
@@ -204,7 +233,7 @@ def test_jobs_of_earlier_versions_open(tmp_path: Path) -> None:
         ("waiting", 1, 0, True, False),
         ("waiting", 2, 0, True, False),
         ("waiting", 1, 0, True, False),
-        ("waiting", 1, 2, True, False),
+        ("waiting", 2, 2, True, False),
         ("cancelled", 0, 0, False, False),
         ("skipped", 0, 0, False, False),
         ("waiting", 0, 0, False, False),

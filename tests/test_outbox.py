@@ -15,7 +15,7 @@ from daemon.config import Settings
 from daemon.core.job import Limits
 from daemon.core.job_id import fold_job_id
 from daemon.live_job import EngineIdentity, LiveJob
-from daemon.outbox import OutboxConflict, case_twin, manifest, progress, publish, published_name, take, write_results
+from daemon.outbox import OutboxConflict, TakenNames, manifest, progress, publish, published_name, take, write_results
 from daemon.store import store
 from tests.shell import deliver, job_document, make_live_job, settings_in
 
@@ -87,8 +87,18 @@ def test_case_twins(settings: Settings) -> None:
     for name in ("Film", "straße"):
         (found / name).mkdir()
     for job_id, twin in (("film", "Film"), ("STRASSE", "straße"), ("Film", None), ("other", None)):
-        assert case_twin(found, job_id, fold_job_id(job_id), fold_job_id) == twin
-    assert case_twin(found / "missing", "a", "a", fold_job_id) is None
+        assert TakenNames(found, fold_job_id).twin(job_id) == twin
+    assert TakenNames(found / "missing", fold_job_id).twin("a") is None
+
+
+def test_a_large_outbox_is_not_listed_for_every_job(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile the names of jobs that were accepted are known without."""
+    monkeypatch.setattr(outbox, "LISTING_SHARE", 1e12)
+    names = TakenNames(settings.paths.outbox, fold_job_id)
+    assert names.twin("fresh") is None
+    names.add("Fresh")
+    (settings.paths.outbox / "unseen").mkdir()
+    assert (names.twin("FRESH"), names.twin("Fresh"), names.twin("UNSEEN")) == ("Fresh", None, None)
 
 
 # --- publishing --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
 from daemon.jobs import Jobs, Signs
 from daemon.live_job import EngineIdentity
+from daemon.mounts import Mounts
 from daemon.pool import Pool
 from daemon.reuse import ReuseIndex
 from daemon.status import StatusWriter
@@ -62,7 +63,7 @@ def put_together(folder: Path, tasks: anyio.abc.TaskGroup) -> Parts:
     core, signs = Core(PoolPolicy(), random.Random(1)), Signs()
     reuse = ReuseIndex(settings.paths.state / "reuse.sqlite3")
     ended = EndedJobs(settings.paths.state / "ended.sqlite3")
-    jobs = Jobs(settings, Inbox(settings, "host"), reuse, ended, core, signs, tasks)
+    jobs = Jobs(settings, Inbox(settings, "host"), reuse, ended, Mounts(settings.paths.state), core, signs, tasks)
 
     def make_transport(place: WorkerSpec) -> tuple[Transport, str]:
         return WorkerProcess(worker_command("/bin/false", [], os.environ, gpu=False, threads=1)), "cpu"
