@@ -50,8 +50,11 @@ _NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
+    """``then``: a second one, which waits for its own point once this one has struck."""
+
     kind: Kind
     point: str
+    then: Fault | None = None
 
 
 def applies(kind: Kind, point: str) -> bool:
@@ -116,6 +119,7 @@ class FaultyDisk(files.Disk):
         self._rename("rename_new", source, target, super().rename_new)
 
     def _rename(self, name: str, source: Path, target: Path, rename: Callable[[Path, Path], None]) -> None:
+        source, target = named(source), named(target)
         with self._lock:
             before = None if self._ledger is None else self._ledger.before_rename(source, target)
             self._do(name, target, lambda: rename(source, target))
@@ -128,20 +132,23 @@ class FaultyDisk(files.Disk):
     def unlink(self, path: Path) -> None:
         self._do("unlink", path, lambda: os.unlink(path))
 
+    def unlink_in(self, folder: int, name: str) -> None:
+        self._do("unlink", _path_of(folder) / name, lambda: os.unlink(name, dir_fd=folder))
+
     def mkdir(self, folder: Path, mode: int) -> None:
         self._do("mkdir", folder, lambda: os.mkdir(folder, mode))
 
     def rmdir(self, folder: Path) -> None:
         self._do("rmdir", folder, lambda: os.rmdir(folder))
 
-    def remove_all(self, folder: Path) -> None:
+    def remove_all(self, folder: Path, parent: int | None = None) -> None:
         def half() -> None:
             for entry in sorted(os.listdir(folder))[:2]:
                 with contextlib.suppress(OSError):
                     os.unlink(folder / entry)
                 shutil.rmtree(folder / entry, ignore_errors=True)
 
-        self._do("remove_all", folder, lambda: super(FaultyDisk, self).remove_all(folder), half)
+        self._do("remove_all", folder, lambda: super(FaultyDisk, self).remove_all(folder, parent), half)
 
     # --- the faults -----------------------------------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class FaultyDisk(files.Disk):
                 self._say(point)
                 return change()
             self._say(f"! {point}")
-            self._fault = None
+            self._fault = fault.then
             if fault.kind in ("kill", "power", "half_power"):
                 os._exit(KILLED)
             if half is not None:
@@ -171,7 +178,7 @@ class FaultyDisk(files.Disk):
 
 def general(path: Path, roots: dict[str, Path]) -> str:
     """The path without what differs between runs. ``roots`` by their names; none lies in another."""
-    text = str(path)
+    text = str(named(path))
     for name, root in roots.items():
         if text == str(root) or text.startswith(f"{root}/"):
             text = name + text[len(str(root)) :]
@@ -179,6 +186,13 @@ def general(path: Path, roots: dict[str, Path]) -> str:
     for pattern, word in _NAMES:
         text = pattern.sub(word, text)
     return text
+
+
+def named(path: Path) -> Path:
+    """The path by names, where it goes by an open folder."""
+    if path.parts[1:4] != ("proc", "self", "fd"):
+        return path
+    return Path(os.readlink(Path(*path.parts[:5])), *path.parts[5:])
 
 
 def _path_of(descriptor: int) -> Path:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.reliability.guard import die_with_parent
+
 PATIENCE_S = 30.0
 """How long something that must come about may take; a success never does."""
 
@@ -88,6 +90,21 @@ class Life:
     def until(self, look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
         return until(look, what, patience_s)
 
+    def kill(self) -> None:
+        """SIGKILL, to the daemon alone; what it has started must end by itself.
+
+        Raises:
+            NotSurvived: it does not.
+        """
+        os.kill(self.pid, signal.SIGKILL)
+        self.until(lambda: self.poll() is not None, "the daemon's death")
+        self.until(lambda: not _group_lives(self.pid), "the end of what the dead daemon had started")
+        self.end()
+
+    def group_lives(self) -> bool:
+        """Whether anything of it, or of what it has started, still runs."""
+        return _group_lives(self.pid)
+
     def end(self) -> None:
         """SIGKILL, to what is left of its workers too. Waited for last: until then its number is nobody else's."""
         if self._waited_for:
@@ -141,6 +158,7 @@ def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T
 
 def _live(config: Path, log: Path, prepare: Callable[[], None]) -> int:
     """In the forked process: be the daemon."""
+    die_with_parent()
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -3,8 +3,8 @@
 For each scene a quiet run tells which points there are (see faulty_disk). Then each fault strikes at each point, in a
 real daemon over real files and a real worker; what is left is looked at, a daemon without faults is started over it,
 and what must be true is checked: one holder of the job, one state a segment, files that are what the manifest says,
-nothing spoken again that was finished. Points that only turn up after a fault (a second try, a clearing away) are added
-to the list, until nothing new fires.
+nothing spoken again that was finished. At the points that only turn up after a fault (a second try, a clearing away) a
+second one strikes.
 
     python -m tests.reliability.matrix [--scene NAME] [--sample N] [--fault KIND 'POINT']
 """
@@ -19,21 +19,25 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon import files
 from tests.reliability.faulty_disk import KILLED, KINDS, Fault, FaultyDisk, Kind, applies
+from tests.reliability.guard import die_with_parent, memory_folder
 from tests.reliability.lives import Life, NotSurvived, hurry, preload
 from tests.reliability.power import Ledger, cut
 from tests.reliability.scenes import SCENES, Scene, Stage
 from tests.reliability.table import Row
 
 LANES = 2
-MOST_ROUNDS = 3
-"""Points that turn up only after a fault at a point that turned up only after a fault: enough of that."""
+QUIET_RUNS = 3
+"""Of each scene: which points there are differs a little between runs."""
+
+PAIRS = 100
+"""Faults after a fault that are tried, out of all that there are, chosen by a seed."""
 
 MOST_OF_ONE = 12
 """Changes of one name (the n-th status.json, say) that are struck; later ones are no different."""
@@ -41,8 +45,11 @@ MOST_OF_ONE = 12
 
 @dataclass(frozen=True)
 class Case:
+    """``run``: which of the quiet runs it is."""
+
     scene: str
     fault: Fault | None
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - whatever a check stumbles over is a finding
             problem = f"{type(error).__name__}: {error}"
         lines = report.read_text("utf-8").splitlines() if report.exists() else []
-        struck = any(line.startswith("! ") for line in lines)
+        faults = 0 if case.fault is None else 1 if case.fault.then is None else 2
+        struck = 0 < faults <= sum(line.startswith("! ") for line in lines)
         if problem is not None:
             log = stage.log.read_text("utf-8", "replace") if stage.log.exists() else ""
             problem += "\n" + "\n".join(log.splitlines()[-12:])
@@ -169,6 +177,7 @@ _lane: Lane | None = None
 
 def _become_lane(base: Path, far: Path) -> None:
     global _lane
+    die_with_parent()
     _lane = Lane(base, far, os.getpid())
 
 
@@ -179,9 +188,8 @@ def _run(case: Case) -> Outcome:
 
 def folders() -> tuple[Path, Path]:
     """Two temporary folders on two file systems if there are two; the first one in memory if that can be."""
-    memory = Path("/dev/shm")
     far = Path(tempfile.mkdtemp(prefix="dubd-matrix-"))
-    near = Path(tempfile.mkdtemp(prefix="dubd-matrix-", dir=memory if os.access(memory, os.W_OK) else None))
+    near = Path(tempfile.mkdtemp(prefix="dubd-matrix-", dir=memory_folder()))
     return near, far
 
 
@@ -198,31 +206,49 @@ def run_matrix(
     try:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(LANES, context, initializer=_become_lane, initargs=(near, far)) as lanes:
-            waiting = [Case(scene.name, None) for scene in scenes]
-            planned: set[Case] = set(waiting)
-            for _ in range(1 + MOST_ROUNDS):
-                found: list[Case] = []
-                for outcome in lanes.map(_run, waiting):
+            waiting = [Case(scene.name, None, run) for scene in scenes for run in range(1 if sample else QUIET_RUNS)]
+            quiet: dict[str, dict[str, None]] = {scene.name: {} for scene in scenes}
+            for outcome in lanes.map(_run, waiting):
+                tell(outcome)
+                yield outcome
+                quiet[outcome.case.scene].update(dict.fromkeys(filter(_worth_it, outcome.points)))
+            single = [
+                Case(scene, Fault(kind, point))
+                for scene, points in quiet.items()
+                for point in points
+                for kind in kinds
+                if applies(kind, point)
+            ]
+            if sample is not None:
+                single = random.Random(seed).sample(single, min(sample, len(single)))
+            pairs: list[Case] = []
+            for outcome in lanes.map(_run, single):
+                tell(outcome)
+                yield outcome
+                pairs += _pairs(outcome, quiet[outcome.case.scene])
+            if sample is None:
+                for outcome in lanes.map(_run, random.Random(seed).sample(pairs, min(PAIRS, len(pairs)))):
                     tell(outcome)
                     yield outcome
-                    for point in outcome.points:
-                        if int(point.rpartition("#")[2]) <= MOST_OF_ONE:
-                            cases = [
-                                Case(outcome.case.scene, Fault(kind, point)) for kind in kinds if applies(kind, point)
-                            ]
-                            found += [case for case in cases if case not in planned]
-                            planned.update(cases)
-                if sample is not None:
-                    if planned == set(waiting):
-                        return
-                    found = random.Random(seed).sample(found, min(sample, len(found)))
-                    sample = 0
-                waiting = found
-                if not waiting:
-                    return
     finally:
         shutil.rmtree(near, ignore_errors=True)
         shutil.rmtree(far, ignore_errors=True)
+
+
+def _worth_it(point: str) -> bool:
+    return int(point.rpartition("#")[2]) <= MOST_OF_ONE
+
+
+def _pairs(outcome: Outcome, quiet: Mapping[str, None]) -> Iterator[Case]:
+    """What may strike where the daemon only comes after a first fault that it lived through."""
+    first = outcome.case.fault
+    if first is None or first.kind not in ("EIO", "ENOSPC"):
+        return
+    for point in dict.fromkeys(outcome.points):
+        if point not in quiet and _worth_it(point):
+            for kind in ("kill", "EIO"):
+                if applies(kind, point):
+                    yield Case(outcome.case.scene, Fault(first.kind, first.point, Fault(kind, point)))
 
 
 def rows(outcomes: Iterator[Outcome]) -> list[Row]:
@@ -231,7 +257,8 @@ def rows(outcomes: Iterator[Outcome]) -> list[Row]:
     for outcome in outcomes:
         if outcome.problem is not None:
             print(describe(outcome), file=sys.stderr, flush=True)
-        kind = "none" if outcome.case.fault is None else outcome.case.fault.kind
+        fault = outcome.case.fault
+        kind = "none" if fault is None else fault.kind if fault.then is None else "pair"
         if outcome.struck or outcome.case.fault is None:
             by_kind.setdefault(kind, []).append(outcome)
     return [
@@ -248,12 +275,15 @@ WORDS = {
     "ENOSPC": "ENOSPC",
     "power": "power cut, all unsynced lost",
     "half_power": "power cut, names kept, contents lost",
+    "pair": "a second fault where the first one led",
 }
 
 
 def describe(outcome: Outcome) -> str:
     case = outcome.case
     what = "no fault" if case.fault is None else f"{case.fault.kind} at {case.fault.point!r}"
+    if case.fault is not None and case.fault.then is not None:
+        what += f", then {case.fault.then.kind} at {case.fault.then.point!r}"
     verdict = "survived" if outcome.problem is None else f"NOT SURVIVED: {outcome.problem}"
     return f"{case.scene}: {what}: {verdict}"
 

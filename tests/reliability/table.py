@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +16,13 @@ class Row:
     tries: int
     survived: int
     note: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> Row:
+        return cls(**json.loads(text))
+
+    def as_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
 
     @property
     def lost(self) -> int:

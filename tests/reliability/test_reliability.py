@@ -40,6 +40,24 @@ def test_the_shim_tells_the_truth() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_chaos_changes_nothing_but_times() -> None:
+    """Two nights in which a daemon is killed six times and its workers twenty, and two jobs with poison in them."""
+    assert "as in the quiet nights" in attack("chaos")
+
+
+@pytest.mark.timeout(300)
+def test_the_inbox_bears_load() -> None:
+    """200 jobs behind a blind watcher, eight daemons on one inbox, a second one on one state, a share that goes."""
+    assert "each claimed once" in attack("inbox")
+
+
+@pytest.mark.timeout(300)
+def test_hostile_input_gets_nowhere() -> None:
+    """2,000 documents, 100 recordings, swaps between check and use, and a siege."""
+    assert "sieges" in attack("hostile")
+
+
+@pytest.mark.timeout(300)
 def test_the_wire_stands_fuzz_noise_and_lies() -> None:
     """300 broken streams into the decoder, some through real pipes and to real workers, noise, and workers that lie."""
     assert "lies" in attack("wire")

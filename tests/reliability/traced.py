@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.reliability.faulty_disk import general
+from tests.reliability.guard import die_with_parent
 from tests.reliability.lives import Life, NotSurvived, ended, hurry, preload, until
 from tests.reliability.matrix import check_held, folders
 from tests.reliability.scenes import FRESH, REJECTED, Scene, Stage
@@ -59,7 +60,7 @@ CHANGES = (
     "rmdir",
 )
 
-NOT_OURS = re.compile(r"reuse\.sqlite3|\.gone|/\.[^/]*\.new/|^fdatasync var/state$")
+NOT_OURS = re.compile(r"\.sqlite3|\.gone|/\.[^/]*\.new/|^fdatasync var/state$")
 """What SQLite does, and what is removed piece by piece where the order is nobody's business."""
 
 
@@ -83,6 +84,7 @@ def _spawn(stage: Stage, options: Sequence[str], command: Sequence[str]) -> subp
             cwd=stage.folder,
             env=environment,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
 
 
@@ -167,6 +169,8 @@ def _changes_in(trace: str, stage: Stage) -> Iterator[str]:
         call, arguments = found.groups()
         paths = re.findall(r'<([^<>]*)>|"([^"]*)"', arguments)
         path = next((one or other for one, other in reversed(paths)), "")
+        if call == "unlinkat" and not path.startswith("/"):
+            path = f"{paths[0][0]}/{path}"
         call = {
             "renameat2": "rename_new",
             "renameat": "rename",

@@ -26,6 +26,7 @@ from tests.reliability.engines.liar import audio_of
 from tests.reliability.lives import Life, NotSurvived, hurry, preload
 from tests.reliability.scenes import ENGINES, Stage, drop, dub
 from tests.reliability.table import Row
+from tests.reliability.watching import MIB, memory_peak
 from workers.protocol import MAX_FRAME_BYTES, PROTOCOL_VERSION, FrameDecoder, Message, ProtocolError, encode_frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,8 +35,6 @@ TOGETHER = 8
 PATIENCE_S = 30.0
 JOB_PATIENCE_S = 180.0
 """Noise is written to the log line by line, and a worker that floods its pipes waits for that."""
-
-MIB = 1 << 20
 
 HONEST: tuple[Message, ...] = (
     {"type": "hello", "protocol": PROTOCOL_VERSION, "pid": 1, "python": "3.11"},
@@ -214,12 +213,6 @@ def _speak_job(stage: Stage) -> Life:
     return life
 
 
-def _memory_peak(pid: int) -> int:
-    """The most memory that the process ever held, in bytes."""
-    status = Path(f"/proc/{pid}/status").read_text("ascii")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-
 MOST_MEMORY = 250 * MIB
 
 
@@ -235,7 +228,7 @@ def attack_with_noise(runs: int, folder: Path, noise_bytes: int = 10 * MIB) -> R
             stage.make({"engine.name": "noisy:Noisy", "engine.options": options})
             life = _speak_job(stage)
             try:
-                peak = _memory_peak(life.pid)
+                peak = memory_peak(life.pid)
             finally:
                 life.end()
             _check_job(stage, all_ok=True)
