@@ -332,6 +332,7 @@ class JobRun:
     async def _take_again(self) -> None:
         """Make the job's folder anew if somebody has removed it: what was in it is told as lost at the end, the rest
         goes into the new one. An outbox that is another folder than it was is a share that is away, and waited for."""
+        await self._check_mounted()
         if not self._folder.is_dir() and _identity(self._folder.parent) == self._outbox:
             self._folder = await self._take()
 
@@ -363,6 +364,14 @@ class JobRun:
             audio_s=round(job.audio_s(), 2),
         )
 
+    async def _check_mounted(self) -> None:
+        await anyio.to_thread.run_sync(
+            self._jobs.mounts.check,
+            self._jobs.settings.paths.outbox,
+            abandon_on_cancel=True,
+            limiter=self._jobs.outbox_threads,
+        )
+
     async def _write_manifest(self) -> None:
         folder, manifest = self._folder, self._manifest()
         assert self.job.ended_at is not None
@@ -375,6 +384,8 @@ class JobRun:
             self._jobs.ended.record(EndedJob(folder, self.job.job_id, sha256, ended_at))
 
         await anyio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
+        # One that was written as the share went away lies where nobody will see it, and is written again.
+        await self._check_mounted()
 
     def _manifest(self) -> dict[str, Any]:
         return outbox.manifest(self.job)
