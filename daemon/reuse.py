@@ -73,7 +73,10 @@ class ReuseIndex(IndexFile):
             columns = "key, path, sha256, frames, sample_rate, seed, truncated, finishing"
             query = f"SELECT {columns} FROM spoken WHERE key IN ({marks})"
             for key, path, sha256, frames, rate, seed, truncated, told in self.read(query, batch):
-                finishing = None if told is None else json.loads(told)
+                try:
+                    finishing = None if told is None else json.loads(told)
+                except ValueError:  # damaged: it is as good as unknown
+                    continue
                 found[key] = Published(key, Path(path), sha256, frames, rate, seed, bool(truncated), finishing)
         return found
 

@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
     job = make_live_job(jobs, document())
     outbox.take(tmp_path, job)
     give_keys(job, ENGINE, {})
-    assert not store([deliver(job, position, seed=job.segments[position].seed) for position in (0, 1)])
+    told = {"spoken_s": 0.012, "speed": 1.2}
+    assert not store([deliver(job, p, seed=job.segments[p].seed, finishing=told) for p in (0, 1)])
     for position in (0, 1):
         outbox.publish(folder, job, position)
     job.segments[2].status, job.segments[2].code, job.segments[2].message = "failed", "nothing_spoken", "silence"
@@ -67,6 +68,7 @@ def test_what_is_not_redone_is_over_at_once(folder: Path) -> None:
         assert [after[position][key] for key in kept] == [before[position][key] for key in kept]
     assert job.segments[0].cached
     assert job.segments[0].peaks
+    assert after[0]["finishing"] == job.segments[1].history[0]["finishing"] == {"spoken_s": 0.012, "speed": 1.2}
     assert job.segments[1].seed not in (None, before[1]["seed"])
 
 

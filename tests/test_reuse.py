@@ -33,6 +33,30 @@ def test_what_was_published_is_found(tmp_path: Path) -> None:
     again.close()
 
 
+def test_an_index_of_an_earlier_version_is_used_on(tmp_path: Path) -> None:
+    """It did not know how a WAV was finished."""
+    path = tmp_path / "reuse.sqlite3"
+    with sqlite3.connect(path) as earlier:
+        earlier.execute(
+            "CREATE TABLE spoken (key TEXT PRIMARY KEY, path TEXT NOT NULL, sha256 TEXT NOT NULL, "
+            "frames INTEGER NOT NULL, sample_rate INTEGER NOT NULL, seed INTEGER NOT NULL, "
+            "truncated INTEGER NOT NULL, recorded_at REAL NOT NULL) WITHOUT ROWID"
+        )
+        earlier.execute("INSERT INTO spoken VALUES ('key1', '/out/1.wav', 's', 80, 8000, 9223372036854775807, 1, 1.0)")
+    earlier.close()
+    index = ReuseIndex(path)
+    finished = published(2, finishing={"spoken_s": 1.5, "speed": 1.1})
+    index.record([finished], at=2.0)
+    assert index.look_up(["key1", "key2"]) == {"key1": published(1), "key2": finished}
+    index.close()
+    with sqlite3.connect(path) as damaged:
+        damaged.execute("UPDATE spoken SET finishing = '{' WHERE key = 'key2'")
+    damaged.close()
+    index = ReuseIndex(path)
+    assert index.look_up(["key1", "key2"]) == {"key1": published(1)}
+    index.close()
+
+
 def test_many_keys_at_once(tmp_path: Path) -> None:
     """More than one statement of SQLite may hold."""
     index = ReuseIndex(tmp_path / "reuse.sqlite3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import daemon
 from daemon.doctor.finding import Finding
+from daemon.finishing import LIBRARIES
+
+FINISHING_S = 60.0
+"""For importing scipy the first time after a restart, from a slow disk."""
 
 
 def check() -> list[Finding]:
@@ -20,6 +25,7 @@ def check() -> list[Finding]:
         *check_shadowing(sys.path, Path(daemon.__file__).resolve().parent),
         *check_text_encoding(),
         *check_sound_library(),
+        *check_finishing(),
     ]
 
 
@@ -92,3 +98,25 @@ def check_sound_library() -> Iterator[Finding]:
         )
     else:
         yield Finding.ok("sound library", str(soundfile.__libsndfile_version__))
+
+
+def check_finishing() -> Iterator[Finding]:
+    """Whether what fits lines into their slots and makes them equally loud can be loaded; in a process of its own, as
+    it is used."""
+    name = "finishing"
+    root = Path(daemon.__file__).resolve().parents[1]
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); import daemon.finishing.steps, daemon.finishing.loudness"
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=FINISHING_S)
+        problem = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+    except subprocess.TimeoutExpired:
+        problem = f"not loaded within {FINISHING_S:g} s"
+    else:
+        if done.returncode == 0:
+            yield Finding.ok(name, ", ".join(f"{library} {metadata.version(library)}" for library in LIBRARIES))
+            return
+    yield Finding.warn(
+        name,
+        f"its libraries can't be loaded: {problem}; jobs that ask for fit, loudness_lufs or trim_silence will fail",
+        f"Install them again (pip install --force-reinstall {' '.join(LIBRARIES)}).",
+    )

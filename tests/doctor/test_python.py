@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import daemon
 from daemon.doctor.machine import check_clock
-from daemon.doctor.python import check_shadowing, check_sound_library
+from daemon.doctor.python import check_finishing, check_shadowing, check_sound_library
 
 OURS = Path(daemon.__file__).resolve().parent
 
@@ -25,6 +27,14 @@ def test_another_package_called_daemon_is_found(tmp_path: Path) -> None:
         (finding,) = check_shadowing(path, OURS)
         assert finding.level == "warn"
         assert "python -m daemon" in finding.message
+
+
+def test_finishing_is_loaded_where_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another process, whose last words are told when it can't."""
+    assert [finding.level for finding in check_finishing()] == ["ok"]
+    monkeypatch.setattr("daemon.doctor.python.sys.executable", "/bin/false")
+    (finding,) = check_finishing()
+    assert (finding.level, "exit status 1" in finding.message) == ("warn", True)
 
 
 def test_ours_alone_is_fine(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from daemon.core.job import Limits
+from daemon.live_job import LiveJob
 from tests.end_to_end.conftest import DaemonUnderTest, Make, sample_job, shared_daemon, wait_for
 
 RATE = 48_000
@@ -184,9 +186,21 @@ def finishing_processes(dubd: DaemonUnderTest) -> set[int]:
     return found
 
 
+def delivered(dubd: DaemonUnderTest) -> set[int]:
+    """Positions of what was begun and is back from its worker."""
+    begun, back = set(), set()
+    for record in dubd.journals():
+        if record["t"] == "began":
+            begun.add(record["p"])
+        elif record["t"] == "back" and record["p"] in begun:
+            back.add(record["p"])
+    return back
+
+
 def test_a_finishing_process_that_is_killed_costs_nothing(make: Make) -> None:
     """Killed as soon as it is there, and again over its work: every segment is finished, none is spoken again. They are
-    no children of the daemon's, and end with it."""
+    no children of the daemon's, and end with it. What the daemon's own death leaves unfinished is spoken again, and is
+    no suspect: its worker was done with it."""
     dubd = make(engine__name="draft", engine__options={}).start()
     dubd.drop("film", film("film", output={"trim_silence": True}))
     first = wait_for(lambda: finishing_processes(dubd), "a finishing process").pop()
@@ -201,5 +215,16 @@ def test_a_finishing_process_that_is_killed_costs_nothing(make: Make) -> None:
     assert {int(pid) for pid in children} == {row["pid"] for row in dubd.workers()}
     left = finishing_processes(dubd)
     assert left
+    for pid in left:
+        os.kill(pid, signal.SIGSTOP)
+    dubd.drop("more", film("more", output={"fit": "speed"}))
+    wait_for(lambda: len(delivered(dubd)) == 14, "the last delivery")
     dubd.kill()
+    (folder,) = (dubd.state / "jobs").iterdir()
+    waiting = LiveJob.open(folder, Limits()).waiting()
+    assert len(waiting) == 14 and not any(spec.suspect for spec in waiting)
+    for pid in left:
+        os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not finishing_processes(dubd), "the end of the finishing processes")
+    dubd.start()
+    assert dubd.manifest("more")["status"] == "done"

@@ -66,7 +66,13 @@ def assert_clean(browser: Browser, *wavs: str) -> None:
 
 
 def test_what_the_page_says(browser: Browser, film: Ended) -> None:
-    """The head's counts, each line with its text, spoken and slot length, tries, seed, and why it failed."""
+    """The head's counts, each line with its text, spoken and slot length, tries, seed, what was done to its WAV, and
+    why it failed."""
+    film.job.segments[0].finishing = {
+        "spoken_s": 0.5, "trimmed_start_s": 0.02, "trimmed_end_s": 0.03, "speed": 1.125, "measured_lufs": -20.0,
+        "gain_db": -3.0, "loudness_lufs": -23.0, "true_peak_dbtp": -6.0, "limited_by_peak": False,
+    }  # fmt: skip
+    film.write()
     browser.open(film.report)
     head = " ".join(texts(browser, ".head"))
     for part in ("film", "partial", "3 of 5", "1 failed", "1 skipped", "draft", "Beyond their slots"):
@@ -77,11 +83,16 @@ def test_what_the_page_says(browser: Browser, film: Ended) -> None:
     assert "0.40 / 1.00 s" in first
     assert "1 try" in first
     assert "seed 7" in first
+    assert "×1.13" in first
     assert "+0.20" in second
     assert "nothing_spoken: three tries ended in silence" in third
     assert "skipped" in fourth
     drawn = browser.run("return document.querySelector('.row .wave path').getAttribute('d')")
     assert drawn.count("M") == 64
+    browser.run(CLICK, '[data-index="0"]')
+    (facts,) = texts(browser, ".now-facts")
+    for part in ("0.05 s of silence trimmed", "sped up ×1.13 from 0.50 s", "−23.0 LUFS (−3.0 dB)"):
+        assert part in facts
     assert_clean(browser)
 
 

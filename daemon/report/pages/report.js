@@ -262,6 +262,10 @@
     return box;
   }
 
+  function signed(number) {
+    return `${number < 0 ? "\u2212" : "+"}${Math.abs(number).toFixed(1)}`;
+  }
+
   // What was done to the recording after it was spoken, in a few words each.
   function finishing(told) {
     if (!told) return [];
@@ -270,7 +274,7 @@
     return [
       trimmed > 0 ? `${trimmed.toFixed(2)} s of silence trimmed` : null,
       told.speed > 1 ? `sped up \u00d7${told.speed.toFixed(2)} from ${told.spoken_s.toFixed(2)} s` : null,
-      typeof told.loudness_lufs === "number" ? `${told.loudness_lufs.toFixed(1)} LUFS (${told.gain_db < 0 ? "\u2212" : "+"}${Math.abs(told.gain_db).toFixed(1)} dB${short})` : null,
+      typeof told.loudness_lufs === "number" ? `${signed(told.loudness_lufs)} LUFS (${signed(told.gain_db)} dB${short})` : null,
     ].filter((one) => one !== null);
   }
 
