@@ -52,6 +52,10 @@ print(json.dumps(found))
 """
 
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where the daemon's code is: in a checkout, the folder of the Makefile, which makes .venv."""
+
+
 def check(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     gpus, findings = check_gpus(settings)
     python = check_interpreter(settings.worker.python)
@@ -148,6 +152,8 @@ def check_packages(settings: Settings, environ: Mapping[str, str], gpus: Sequenc
         # pip can't resolve fish-speech's pins beside anything else's: its lock goes in without dependencies.
         lock = "--no-deps -r requirements/full.txt, from the checkout (after -r requirements/torch.txt)"
         mend = f"{command.python} -m pip install " + (lock if module != "torch" else "torch")
+        if not settings.worker.python and Path(sys.prefix) == CHECKOUT / ".venv":
+            mend = f"make full, in {CHECKOUT}"
         yield Finding.fail(name, f"{module} can't be imported: {problem}", mend)
     if "torch" not in found:
         return
