@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.reliability import chaos, flood, hostile, matrix, traced, wire
+from tests.reliability import chaos, flood, hostile, matrix, traced, upkeep, wire
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
 from tests.reliability.table import Row, as_text
 from tests.sim.batch import run_histories
@@ -71,6 +71,11 @@ def hostile_input(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from hostile.attacks(0.02 if short else 1.0)
 
 
+def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Clearing away, replacing workers, disks that fill, the folders of earlier versions."""
+    yield from upkeep.attacks(0.05 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -81,13 +86,14 @@ ATTACKS: dict[str, Attack] = {
     "chaos": the_chaos,
     "inbox": the_inbox,
     "hostile": hostile_input,
+    "upkeep": what_lasts,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
     (("chaos",),),
-    (("inbox",), ("strace", "wire", "hostile")),
+    (("inbox",), ("strace", "wire", "hostile", "upkeep")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone."""
 

@@ -61,3 +61,10 @@ def test_hostile_input_gets_nowhere() -> None:
 def test_the_wire_stands_fuzz_noise_and_lies() -> None:
     """300 broken streams into the decoder, some through real pipes and to real workers, noise, and workers that lie."""
     assert "lies" in attack("wire")
+
+
+@pytest.mark.timeout(300)
+def test_upkeep_takes_nothing_that_is_needed() -> None:
+    """Results cleared away under kills, workers replaced in the middle of a job, a disk that others fill, and the
+    folders of every earlier version."""
+    assert "results away" in attack("upkeep")
