@@ -131,6 +131,9 @@ class LimitsTable(Table):
     reference_bytes: int = Field(
         _LIMITS.reference_bytes, ge=1024, le=1 << 34, description="Largest reference file, in bytes."
     )
+    job_reference_bytes: int = Field(
+        _LIMITS.job_reference_bytes, ge=1024, le=1 << 50, description="Most of all references of a job, in bytes."
+    )
 
 
 class Pool(Table):

@@ -26,8 +26,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 FILE_MODE = 0o664
@@ -127,6 +128,15 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         fsync_folder(path.parent)
 
 
+def write_unsynced(path: Path, data: bytes) -> None:
+    """Write a new file where nobody looks yet; the caller syncs it, and its folder.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    _write_file(path, data, durable=False, mode=FILE_MODE)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Put ``data`` under ``path``, durably, never replacing anything.
 
@@ -188,6 +198,20 @@ def fsync_files(paths: Sequence[Path]) -> list[OSError | None]:
         return None
 
     return [sync(path) for path in paths] if len(paths) < 2 else list(_syncers.map(sync, paths))
+
+
+def sync_all(paths: Sequence[Path], folders: Sequence[Path], also: Sequence[Callable[[], None]] = ()) -> None:
+    """Sync these files and folders, and do what else is given, all at once.
+
+    Raises:
+        OSError: one of them failed; which of the others did not is unknown.
+    """
+    steps: list[Callable[[], None]] = [partial(fsync_file, path) for path in paths]
+    steps += [partial(fsync_folder, folder) for folder in folders]
+    pending = [_syncers.submit(step) for step in (*steps, *also)]
+    wait(pending)
+    for done in pending:
+        done.result()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -402,6 +426,15 @@ def open_folder(folder: Path, root: Path, *, make: bool = False) -> int:
 def held(folder: int) -> Path:
     """A path to an open folder that leads nowhere else."""
     return Path(f"/proc/self/fd/{folder}")
+
+
+def make_unsynced_folder(folder: Path) -> None:
+    """Make a folder; the caller syncs its parent.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    disk.mkdir(folder, FOLDER_MODE)
 
 
 def remove(path: Path) -> None:

@@ -222,7 +222,8 @@ class Inbox:
     # --- taking ---------------------------------------------------------------------------------------------
 
     def claim(self, ready: Ready) -> Claim | None:
-        """Take a file; None when it is not there any more (another daemon's, or withdrawn).
+        """Take a file; None when it is not there any more (another daemon's, or withdrawn). Until ``settle`` a power
+        cut may undo it.
 
         Raises:
             OSError: the inbox can't be written to.
@@ -241,11 +242,14 @@ class Inbox:
                 return None
             raise
         self._observations.pop(ready.name, None)
-        # The file is ours now. Should a power cut undo that, it lies in the inbox again, and nothing is lost.
-        with suppress(OSError):
-            files.fsync_folder(folder)
-            files.fsync_folder(self._folder)
         return Claim(token, target, received_at(token))
+
+    def settle(self, claim: Claim) -> None:
+        """Make a claim last. To be done before anything is kept of it elsewhere: a file that a power cut brought back
+        would be done twice. What can't be synced is taken for done, else a share without it could not be used."""
+        with suppress(OSError):
+            files.fsync_folder(claim.file.parent)
+            files.fsync_folder(self._folder)
 
     def put_back(self, claim: Claim) -> None:
         """Undo a claim: the file turned out to be still on its way."""

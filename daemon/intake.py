@@ -34,6 +34,7 @@ WHATEVER_SIZE = Limits(
     reference_seconds_min=0.0,
     reference_seconds_max=1e9,
     reference_bytes=1 << 40,
+    job_reference_bytes=1 << 50,
 )
 """The limits for a job that was accepted before: those of today must not undo it."""
 
@@ -46,10 +47,15 @@ class Rejection:
 
 
 def accept(
-    claim: Claim, settings: Settings, live_ids: Callable[[], dict[str, str]], taken: TakenNames
+    claim: Claim,
+    settings: Settings,
+    live_ids: Callable[[], dict[str, str]],
+    taken: TakenNames,
+    settle: Callable[[], None] = lambda: None,
 ) -> LiveJob | Rejection:
     """Accept a claimed job, or say every reason why not. ``live_ids``: job ids that are being worked on, by their
-    folded form; ``taken``: the names in the outbox.
+    folded form; ``taken``: the names in the outbox; ``settle`` makes the claim last, and is called before the job is
+    kept.
 
     Raises:
         OSError: the disk or the share failed; nothing is decided and the claim stands.
@@ -74,16 +80,17 @@ def accept(
     files.discard(staged)
     files.remove_tree(jobs / claim.token)
     try:
-        files.make_folder(staged / "references")
+        files.make_folder(jobs)
+        files.make_unsynced_folder(staged)
+        files.make_unsynced_folder(staged / "references")
         voices, reasons = _snapshot(job, settings, staged / "references")
         reasons += _check_corpus(job, settings)
         if reasons:
             # With the claimed file, what it names may have gone: a share that is away is no fault of the job's.
             os.lstat(claim.file)
             return Rejection(tuple(reasons), job.job_id, incomplete=False)
-        files.fsync_folder(staged / "references")
         taken.add(job.job_id)
-        folder = build_folder(jobs, claim.token, claim.name, document, voices, staged)
+        folder = build_folder(jobs, claim.token, claim.name, document, voices, staged, settle)
     finally:
         files.discard(staged)
     return open_job(folder, WHATEVER_SIZE)
@@ -109,10 +116,21 @@ def _snapshot(job: Job, settings: Settings, folder: Path) -> tuple[dict[str, tup
     reasons: list[Reason] = []
     done: dict[tuple[str | None, str | None], VoiceReference | ReferenceRefused] = {}
     voices: dict[str, tuple[VoiceReference, ...]] = {}
+    most = settings.limits.job_reference_bytes
+    taken = 0
     for speaker in job.speakers:
         references = []
         for reference in speaker.references:
+            if taken > most:
+                message = (
+                    f"the references of this job have more than {most} bytes up to here, the limit for all of one job: "
+                    "use shorter recordings, fewer speakers in a job, or raise limits.job_reference_bytes"
+                )
+                return voices, [*reasons, Reason(reference.where, "too_large", message)]
+            fresh = (reference.audio, reference.codes) not in done
             result = _snapshot_once(reference, settings, folder, done)
+            if fresh and isinstance(result, VoiceReference):
+                taken += (folder / result.file).stat().st_size
             if isinstance(result, ReferenceRefused):
                 if len(reasons) < MAX_REASONS:
                     reasons.append(Reason(reference.where, result.code, str(result)))

@@ -230,7 +230,13 @@ class Jobs:
     def finished(self, job: LiveJob) -> None:
         """Its manifest is out."""
         self.signs.recent.appendleft(
-            {"job_id": job.job_id, "status": job.status(), "ended_at": job.ended_at, "counts": job.counts()}
+            {
+                "job_id": job.job_id,
+                "status": job.status(),
+                "ended_at": job.ended_at,
+                "counts": job.counts(),
+                "report": job.has_report,
+            }
         )
         self.hooks.ended(job.token)
         self.signs.wake()
@@ -333,6 +339,11 @@ class Jobs:
             index=live.segment.index,
         )
         self.recorder.note(run.job, {"t": "suspect", "p": position}, durable=True)
+
+    def tried(self, token: str, position: int, tries: int) -> None:
+        run = self.runs[token]
+        run.job.segments[position].use_up(tries)
+        self.recorder.note(run.job, {"t": "tried", "p": position, "tries": tries}, durable=True)
 
     def delivered(self, ticket: Ticket, message: Message, device: str) -> None:
         run = self.runs[ticket.job]

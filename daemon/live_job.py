@@ -12,10 +12,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from daemon import files
 from daemon.core.events import SegmentSpec
@@ -99,6 +99,11 @@ class LiveSegment:
             self.tries -= 1
         self.begun = self.alone = False
 
+    def use_up(self, tries: int) -> None:
+        """It has failed, and may be tried again: so many tries are used up, and nothing gives them back."""
+        self.tries = tries
+        self.begun = self.alone = False
+
     @property
     def cost(self) -> float:
         return COST_OF_A_SEGMENT + len(self.segment.text)
@@ -159,6 +164,8 @@ class LiveJob:
     note: str | None = None
     out: int | None = None
     """The open file of what has been given out in this life of the daemon (see ``give_out``)."""
+    has_report: ClassVar[bool] = True
+    """It has a page for people."""
     ignored: list[str] = field(default_factory=list)
 
     # --- making and opening ---------------------------------------------------------------------------------
@@ -350,6 +357,8 @@ class LiveJob:
         elif kind == "try":
             segment.tries = record["tries"]
             segment.alone = True
+        elif kind == "tried":
+            segment.use_up(record["tries"])
         elif kind == "ok":
             segment.status = "ok"
             for name in SPOKEN_FIELDS:
@@ -385,11 +394,13 @@ def build_folder(
     document: bytes,
     voices: dict[str, tuple[VoiceReference, ...]],
     staged: Path,
+    settle: Callable[[], None] = lambda: None,
 ) -> Path:
     """Make the accepted job's folder out of ``staged``, a hidden folder that already holds ``references/``; durable
-    when this returns."""
-    files.make_folder(staged / "segments")
-    files.write_atomically(staged / "job.json", document)
+    when this returns. All that is in it is synced at once, and what ``settle`` does is done along with it: it waits for
+    the disk as well."""
+    files.make_unsynced_folder(staged / "segments")
+    files.write_unsynced(staged / "job.json", document)
     about = {
         "name": name,
         "voices": {
@@ -400,7 +411,10 @@ def build_folder(
             for speaker, references in voices.items()
         },
     }
-    files.write_atomically(staged / "about.json", json.dumps(about, ensure_ascii=True).encode("ascii"))
+    files.write_unsynced(staged / "about.json", json.dumps(about, ensure_ascii=True).encode("ascii"))
+    references = staged / "references"
+    folders = (references, staged / "segments", staged)
+    files.sync_all([*references.iterdir(), staged / "job.json", staged / "about.json"], folders, [settle])
     folder = state_jobs / token
     files.rename(staged, folder)
     files.fsync_folder(state_jobs)

@@ -46,7 +46,7 @@ def take(outbox: Path, job: LiveJob) -> Path:
     folder = outbox / job.job_id
     files.make_folder(outbox)
     try:
-        files.make_new_folder(folder)
+        files.make_unsynced_folder(folder)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             raise OutboxConflict(
@@ -64,7 +64,7 @@ def take(outbox: Path, job: LiveJob) -> Path:
             except FileExistsError:
                 number += 1
     files.copy(job.folder / "job.json", folder / "job.json")
-    files.fsync_folder(folder)
+    files.sync_all([], [folder, outbox])
     return folder
 
 

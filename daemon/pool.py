@@ -79,6 +79,9 @@ class PoolHost(Protocol):
 
     def suspected(self, job: str, position: int) -> None: ...
 
+    def tried(self, job: str, position: int, tries: int) -> None:
+        """A try was used up, and nobody has died of it."""
+
     def delivered(self, ticket: Ticket, message: Message, device: str) -> None: ...
 
     def segment_ended(self, ended: events.SegmentEnded) -> None: ...
@@ -260,6 +263,8 @@ class Pool:
                 self._host.job_ended(job)
             case events.Suspected(job, position):
                 self._host.suspected(job, position)
+            case events.Tried(job, position, tries):
+                self._host.tried(job, position, tries)
             case events.Recall(worker, generation, ticket):
                 handle = self._handle(worker, generation)
                 if handle is not None:

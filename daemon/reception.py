@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -186,6 +187,7 @@ class Reception:
         name = printable(claim.name)
         try:
             if reasons:
+                await self._settle(claim)
                 await self.reject(claim, reasons, None)
                 return
             async with self._admissions:
@@ -201,10 +203,14 @@ class Reception:
             elif result.incomplete and await self._put_back(claim):
                 log.info("a job file changed while it was taken; waiting for it", name=name)
             else:
+                await self._settle(claim)
                 await self.reject(claim, result.reasons, result.job_id)
         finally:
             del self._admitting[claim.token]
             self._wake.set()
+
+    async def _settle(self, claim: Claim) -> None:
+        await anyio.to_thread.run_sync(self._inbox.settle, claim, abandon_on_cancel=True)
 
     def _twin_of(self, job: LiveJob) -> str | None:
         """A live job's id that differs from this one's in case alone: admissions overlap, and it was not live yet when
@@ -216,7 +222,13 @@ class Reception:
         while True:
             try:
                 result = await anyio.to_thread.run_sync(
-                    accept, claim, self.settings, self._jobs.live_ids, self._jobs.taken_names, abandon_on_cancel=True
+                    accept,
+                    claim,
+                    self.settings,
+                    self._jobs.live_ids,
+                    self._jobs.taken_names,
+                    partial(self._inbox.settle, claim),
+                    abandon_on_cancel=True,
                 )
             except OSError as error:
                 if await anyio.to_thread.run_sync(self._has_lost, claim, abandon_on_cancel=True):

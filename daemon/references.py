@@ -163,7 +163,7 @@ def snapshot_reference(
     mapped: Mapping[str, Path] | None = None,
 ) -> Snapshot:
     """Copy the reference's file into ``folder`` (which exists, on a local disk) as SHA256.audio or SHA256.npy, once it
-    has been checked; durable on return. ``mapped`` as ``paths.mapped``.
+    has been checked; the caller syncs it, and ``folder``. ``mapped`` as ``paths.mapped``.
 
     Raises:
         ReferenceRefused: see there; nothing is left in ``folder``.
@@ -184,12 +184,10 @@ def snapshot_reference(
         else:
             frames = check_codes(copy, reference.path, limits)
             snapshot = Snapshot(folder / f"{sha256}.npy", kind, sha256, size, frames, frames / CODE_FRAMES_PER_SECOND)
-        files.fsync_file(copy)
         files.rename(copy, snapshot.path)
     except BaseException:
         files.remove(copy)
         raise
-    files.fsync_folder(folder)
     return snapshot
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 
+from daemon import files
 from daemon.config import Settings
 from daemon.core.job_id import fold_job_id
 from daemon.intake import WHATEVER_SIZE, Rejection, accept, give_keys
@@ -98,6 +101,57 @@ def test_every_bad_reference_is_named(settings: Settings) -> None:
         ("$.speakers[1].references[0].audio", "outside_allowed_roots"),
         ("$.speakers[1].references[1].codes", "missing"),
     ]
+
+
+def test_all_references_of_a_job_have_a_limit(settings: Settings) -> None:
+    """Each file counts once; what comes after too many is not even opened."""
+    size = (settings.paths.inbox / "refs" / "anna.wav").stat().st_size
+    for number in range(2):
+        content = (settings.paths.inbox / "refs" / "anna.wav").read_bytes()
+        (settings.paths.inbox / f"{number}.wav").write_bytes(content[:-2] + bytes([number, 0]))
+    document = job_document()
+    document["speakers"] = [
+        {"id": f"s{number}", "references": [{"audio": path, "text": "r"}]}
+        for number, path in enumerate(("refs/anna.wav", "refs/anna.wav", "0.wav", "1.wav", "missing.wav"))
+    ]
+    document["segments"][0]["speaker"] = document["segments"][1]["speaker"] = "s0"
+    document["segments"][2]["speaker"] = "s0"
+    limits = dataclasses.replace(settings.limits, job_reference_bytes=2 * size)
+    limited = dataclasses.replace(settings, limits=limits)
+    rejection = refused(limited, claim(settings, document))
+    assert codes(rejection) == [("$.speakers[4].references[0].audio", "too_large")]
+    del document["speakers"][3:]
+    accepted(limited, document)
+
+
+def test_taking_a_job_waits_for_the_disk_only_twice(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is in its folder is synced at once, the claim with it; then the folder's own name."""
+    alone: list[Path] = []
+    beside: list[Path] = []
+    here = threading.get_ident()
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        (alone if threading.get_ident() == here else beside).append(path)
+        os.fsync(descriptor)
+
+    monkeypatch.setattr(files.disk, "fsync", fsync)
+    settled: list[int] = []
+    taken = claim(settings, job_document())
+    job = accept(
+        taken,
+        settings,
+        dict,
+        TakenNames(settings.paths.outbox, fold_job_id),
+        lambda: settled.append(len(list((settings.paths.state / "jobs").glob("[0-9]*")))),
+    )
+    assert isinstance(job, LiveJob)
+    jobs = settings.paths.state / "jobs"
+    assert alone == [jobs] and settled == [0]
+    staged = jobs / f".{taken.token}.new"
+    (reference,) = job.voices["anna"]
+    names = ("", "references", "segments", "job.json", "about.json", f"references/{reference.file}")
+    assert sorted(beside) == sorted(staged / name for name in names)
 
 
 def test_documents_that_are_none(settings: Settings) -> None:

@@ -76,6 +76,8 @@ def test_a_crash_while_the_folder_is_made_leaves_no_job(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         build_folder(tmp_path, token, "a.json", b"{}", {}, staged)
     shutil.rmtree(tmp_path / token)
+    shutil.rmtree(staged)
+    (staged / "references").mkdir(parents=True)
     assert build_folder(tmp_path, token, "a.json", b"{}", {}, staged) == tmp_path / token
     assert sorted(os.listdir(tmp_path / token)) == ["about.json", "job.json", "references", "segments"]
     assert os.listdir(tmp_path) == [token]
@@ -149,6 +151,16 @@ def test_a_try_counts_unless_it_is_given_back(job: LiveJob) -> None:
     again = replayed(again, {"t": "try", "p": 0, "tries": 1}, {"t": "suspect", "p": 0}, {"t": "back", "p": 0})
     assert again.segments[0].tries == 1, "a death stays counted, whatever comes after it"
     again = replayed(again, {"t": "try", "p": 0, "tries": 2}, {"t": "began", "p": 0})
+    assert (again.segments[0].tries, again.segments[0].suspect) == (2, True)
+
+
+def test_a_failure_stays_counted(job: LiveJob) -> None:
+    """A restart gives no tries anew; what gives a dispatch back does not give back what was used up before it."""
+    again = replayed(job, {"t": "began", "p": 0}, {"t": "back", "p": 0}, {"t": "tried", "p": 0, "tries": 1})
+    assert (again.segments[0].tries, again.segments[0].suspect) == (1, False)
+    assert again.waiting()[0].tries == 1
+    alone: list[Record] = [{"t": "suspect", "p": 0}, {"t": "try", "p": 0, "tries": 2}, {"t": "began", "p": 0}]
+    again = replayed(again, *alone, {"t": "tried", "p": 0, "tries": 2}, {"t": "stop"})
     assert (again.segments[0].tries, again.segments[0].suspect) == (2, True)
 
 

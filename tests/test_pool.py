@@ -123,6 +123,9 @@ class Host:
     def suspected(self, job: str, position: int) -> None:
         self.told.append(("suspect", position))
 
+    def tried(self, job: str, position: int, tries: int) -> None:
+        self.told.append(("tried", position, tries))
+
     def delivered(self, ticket: Ticket, message: Message, device: str) -> None:
         int(message["frames"])
         self.told.append(("delivered", ticket.position))

@@ -48,6 +48,7 @@ from daemon.core.events import (
     SegmentStored,
     Suspected,
     Tick,
+    Tried,
     WorkerBeat,
     WorkerGone,
     WorkerReady,
@@ -511,9 +512,12 @@ class Core:
         segment.tries += 1
         if segment.job.cancelled:
             self._end(segment, "cancelled")
-        elif segment.tries >= self._policy.tries:
+            return
+        if segment.tries >= self._policy.tries:
             self._end(segment, "failed", code, message)
-        elif segment.suspect or segment.fresh:
+            return
+        self._commands.append(Tried(segment.job.name, segment.position, segment.tries))
+        if segment.suspect or segment.fresh:
             self._wait_alone(segment)
         else:
             assert segment.worker is not None

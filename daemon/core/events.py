@@ -277,6 +277,15 @@ class Suspected:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """The segment has failed in a way that may be retried, and has used up so many tries; to be remembered on disk."""
+
+    job: str
+    position: int
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentEnded:
     """The final state of a segment, exactly once. ``attempts``: dispatches, this life's and earlier ones."""
 
@@ -296,4 +305,4 @@ class JobEnded:
     job: str
 
 
-Command = StartWorker | StopWorker | KillWorker | Dispatch | Recall | Suspected | SegmentEnded | JobEnded
+Command = StartWorker | StopWorker | KillWorker | Dispatch | Recall | Suspected | Tried | SegmentEnded | JobEnded

@@ -170,3 +170,4 @@ class Limits:
     reference_seconds_min: float = 1.0
     reference_seconds_max: float = 90.0
     reference_bytes: int = 256 * 1024 * 1024
+    job_reference_bytes: int = 4 * 1024 * 1024 * 1024

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from daemon.core.dealing import Speaker
 from daemon.core.job import EmbeddingsJob, Limits
@@ -44,6 +44,7 @@ class LiveSpeaker:
 class LiveEmbeddings(LiveJob):
     """See the module's text."""
 
+    has_report: ClassVar[bool] = False
     speakers: dict[Name, LiveSpeaker] = field(default_factory=dict)
     by_status: Counter[str] = field(default_factory=Counter)
     too_few: int = 0

@@ -30,6 +30,7 @@ from daemon.core.events import (
     StopWorker,
     Suspected,
     Tick,
+    Tried,
     WorkerBeat,
     WorkerReady,
     WorkersPlanned,
@@ -253,6 +254,7 @@ def test_a_failure_that_may_be_retried_is_tried_elsewhere_until_the_tries_are_us
     assert (first.worker, second.worker, second.alone) == (0, 1, False)
     third = only(Dispatch, desk.fail(second, "flawed", retryable=True))[0]
     ended = only(SegmentEnded, desk.fail(third, "flawed", retryable=True))[0]
+    assert [(tried.position, tried.tries) for tried in only(Tried, desk.log)] == [(0, 1), (0, 2)]
     assert (ended.outcome, ended.code, ended.attempts) == ("failed", "flawed", 3)
 
 

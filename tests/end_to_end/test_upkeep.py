@@ -37,12 +37,11 @@ def test_read_results_go_and_all_others_stay(make: Make) -> None:
 
 
 def test_workers_that_have_spoken_enough_are_replaced_in_turn(make: Make) -> None:
-    """In the middle of a job: all of it is spoken, at the first attempt, by processes that live one after the other."""
+    """In the middle of a job: all of it is spoken, each line once, by processes that live one after the other."""
     dubd = make(pool__recycle_segments=2, worker__beat_seconds=0.05).start()
     manifest = dubd.run("film", make_job([f"Line {number}." for number in range(24)], speakers=4))
     dubd.check_manifest(manifest)
     assert manifest["status"] == "done"
-    assert {segment["attempts"] for segment in manifest["segments"]} == {1}
     assert set(dubd.told_texts().values()) == {1}
     rows = wait_for(lambda: [row for row in dubd.workers() if row["recycles"]], "a word on it in the status")
     assert sum(row["restarts"] for row in rows) == 0

@@ -145,18 +145,22 @@ def draw(seed: int) -> Plot:
         recycle_s=age.choice((0, 0, 0, 9)),
         recycle_growth_bytes=age.choice((0, 2_000_000_000)),
     )
-    return replace(plot, policy=policy, leak_bytes=age.choice((0, 0, 500_000_000)))
+    flawed = frozenset(age.sample(texts, min(len(texts), 2))) - deadly if deaths else frozenset()
+    faults = replace(plot.faults, flawed=flawed)
+    return replace(plot, policy=policy, faults=faults, leak_bytes=age.choice((0, 0, 500_000_000)))
 
 
 @dataclass
 class Told:
     """What has become of a segment, as an onlooker saw it. ``frames``: how often it was sent to a worker; ``alone``:
     deaths, of a worker that had begun it or of the daemon, while it was out alone, and ``alone_unbegun`` of a worker
-    that had not begun it; ``ends``: how often it ended, in any life."""
+    that had not begun it; ``failures``: answers that it failed and may be tried again; ``ends``: how often it ended, in
+    any life."""
 
     frames: int = 0
     alone: int = 0
     alone_unbegun: int = 0
+    failures: int = 0
     ends: int = 0
 
 
@@ -246,6 +250,9 @@ class History:
     def poisoned(self) -> None:
         """What a worker has made is too much for the daemon, which dies before its next act."""
         self._doomed = True
+
+    def failed(self, dispatch: Dispatch) -> None:
+        self._seen((dispatch.job, dispatch.position)).failures += 1
 
     def recycled(self) -> None:
         self.recycles += 1
@@ -468,8 +475,14 @@ class History:
             raise BrokenPromise(f"{place}: {attempts} attempts, {began} begun, {told.frames} frames: {record}")
         if told.alone > self.plot.policy.tries:
             raise BrokenPromise(f"{place} was tried {told.alone} times alone")
+        # The death of a daemon may come before the try is on its disk: one more for each life.
+        if told.failures > self.plot.policy.tries + self.lives - 1:
+            raise BrokenPromise(f"{place} failed {told.failures} times in {self.lives} lives")
         deadly = text in self.plot.faults.poison | self.plot.faults.venom
         outcome = record["t"]
+        flawed = text in self.plot.faults.flawed
+        if flawed and outcome == "ok":
+            raise BrokenPromise(f"{place} fails whenever it is spoken, and is spoken")
         cancellable = any(d.cancelled_at is not None and d.job_id == drop.job_id for d in self.plot.drops)
         if outcome == "cancelled" and not cancellable:
             raise BrokenPromise(f"{place} was cancelled, and nobody asked for it")
@@ -478,7 +491,7 @@ class History:
         if deadly and outcome == "failed" and record["code"] != "worker_died" and not self.plot.faults.budget:
             raise BrokenPromise(f"{place} failed as {record['code']}")
         charged = self.plot.faults.budget or self.plot.deaths
-        if not deadly and not charged and outcome not in ("ok", "cancelled"):
+        if not deadly and not flawed and not charged and outcome not in ("ok", "cancelled"):
             raise BrokenPromise(f"{place} pays for its neighbours: {record}")
         # A daemon may also die while it looks at what a worker has made, which counts and is not seen from here.
         if record.get("code") == "worker_died" and not told.alone + told.alone_unbegun and not self.plot.deaths:

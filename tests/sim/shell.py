@@ -55,6 +55,8 @@ class World(Protocol):
 
     def over(self, token: str) -> None: ...
 
+    def failed(self, dispatch: Dispatch) -> None: ...
+
     def recycled(self) -> None: ...
 
     def suspected(self, place: tuple[str, int]) -> None: ...
@@ -193,6 +195,10 @@ class Shell:
                 live = self._live(command.job, command.position)
                 live.begun, live.suspect, live.alone = False, True, False
                 self._note(command.job, {"t": "suspect", "p": command.position}, durable=True)
+            case events.Tried():
+                self._live(command.job, command.position).use_up(command.tries)
+                record = {"t": "tried", "p": command.position, "tries": command.tries}
+                self._note(command.job, record, durable=True)
             case events.SegmentEnded():
                 self._segment_ended(command)
             case events.JobEnded():
@@ -297,7 +303,10 @@ class Shell:
                     self._put(Delivery(dispatch.job, dispatch.position, attempts, honest))
                 self.apply(events.SegmentDelivered(now, worker, generation, ticket))
             case wire.Failed(ticket, code, retryable, slots):
-                self._given_back(handle.tickets.pop(ticket, None))
+                dispatch = handle.tickets.pop(ticket, None)
+                self._given_back(dispatch)
+                if dispatch is not None and retryable and code not in ("disk_full", "out_of_memory"):
+                    self._world.failed(dispatch)
                 if code == "disk_full":
                     self.pause(2.0)
                     self.apply(events.SegmentReleased(now, worker, generation, ticket, True, blameless=True))

@@ -15,7 +15,8 @@ from daemon.core.events import Dispatch
 @dataclass
 class Faults:
     """Chances of things going wrong; ``budget`` of them at most, so that a history ends. ``poison``: texts that kill
-    their worker, ``venom``: texts that kill the daemon, each time that they are begun."""
+    their worker, ``venom``: texts that kill the daemon, each time that they are begun; ``flawed``: texts that fail
+    whenever they are spoken, though they might not the next time."""
 
     budget: int = 0
     start: float = 0.0
@@ -28,11 +29,12 @@ class Faults:
     lie: float = 0.0
     poison: frozenset[str] = frozenset()
     venom: frozenset[str] = frozenset()
+    flawed: frozenset[str] = frozenset()
 
     @property
     def none(self) -> bool:
         """Nothing but what happens anyway."""
-        return not self.budget and not self.poison and not self.venom
+        return not self.budget and not self.poison and not self.venom and not self.flawed
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ class WorkerProcess:
         del self.running[dispatch.ticket]
         self.resident_bytes += self.leak_bytes
         ticket = dispatch.ticket
-        if around.odds(faults.fail):
+        if around.text(dispatch) in faults.flawed:
+            around.tell(self, Failed(ticket, "flawed"))
+        elif around.odds(faults.fail):
             around.tell(self, Failed(ticket, "flawed", retryable=around.random.random() < 0.7))
         elif around.odds(faults.full_disk):
             around.tell(self, Failed(ticket, "disk_full"))

@@ -163,8 +163,8 @@
 
   function showRecent() {
     find("recent-part").hidden = !status.recent.length;
-    find("recent").replaceChildren(...status.recent.slice(0, 20).map(({ job_id: jobId, status: outcome, counts, ended_at: endedAt }) => make("tr", {},
-      make("td", {}, link(jobId, jobId)), make("td", {}, pill(outcome)), make("td", { class: "figure", text: `${counts.ok} of ${counts.total}` }),
+    find("recent").replaceChildren(...status.recent.slice(0, 20).map(({ job_id: jobId, status: outcome, counts, ended_at: endedAt, report }) => make("tr", {},
+      make("td", {}, report === false ? said(jobId) : link(jobId, jobId)), make("td", {}, pill(outcome)), make("td", { class: "figure", text: `${counts.ok} of ${counts.total}` }),
       make("td", { class: "figure", text: String(counts.failed) }), make("td", { class: "figure", text: page.moment(endedAt) }))));
   }
 
