@@ -368,8 +368,7 @@ class Jobs:
             self.recorder.deliver(delivery)
             return
         # Its worker is done with it: should the daemon die before it is finished, it is spoken again, but no suspect.
-        live.give_back()
-        self.recorder.note(run.job, {"t": "back", "p": ticket.position})
+        self.given_back(ticket.job, ticket.position)
         self.finisher.finish(delivery)
 
     def segment_ended(self, ended: events.SegmentEnded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import statistics
 from collections.abc import Iterator
@@ -186,17 +187,19 @@ def finishing_processes(dubd: DaemonUnderTest) -> set[int]:
     return found
 
 
-def delivered(dubd: DaemonUnderTest) -> set[int]:
-    """Positions of what was begun and is back from its worker."""
-    begun, back = set(), set()
+def delivered(dubd: DaemonUnderTest) -> int:
+    """How many segments have been begun, and are back from their workers with a WAV."""
+    out: dict[int, bool] = {}
     for record in dubd.journals():
         if record["t"] == "began":
-            begun.add(record["p"])
-        elif record["t"] == "back" and record["p"] in begun:
-            back.add(record["p"])
-    return back
+            out[record["p"]] = True
+        elif record["t"] == "back" and record["p"] in out:
+            out[record["p"]] = False
+    wavs = len(list((dubd.state / "jobs").glob("[!.]*/segments/.*.wav")))
+    return min(wavs, sum(not is_out for is_out in out.values()))
 
 
+@pytest.mark.timeout(120)
 def test_a_finishing_process_that_is_killed_costs_nothing(make: Make) -> None:
     """Killed as soon as it is there, and again over its work: every segment is finished, none is spoken again. They are
     no children of the daemon's, and end with it. What the daemon's own death leaves unfinished is spoken again, and is
@@ -213,15 +216,18 @@ def test_a_finishing_process_that_is_killed_costs_nothing(make: Make) -> None:
     assert (manifest["status"], {segment["attempts"] for segment in manifest["segments"]}) == ("done", {1})
     children = Path(f"/proc/{dubd.pid}/task/{dubd.pid}/children").read_text().split()
     assert {int(pid) for pid in children} == {row["pid"] for row in dubd.workers()}
+    dubd.check_nothing_left()
     left = finishing_processes(dubd)
     assert left
     for pid in left:
         os.kill(pid, signal.SIGSTOP)
     dubd.drop("more", film("more", output={"fit": "speed"}))
-    wait_for(lambda: len(delivered(dubd)) == 14, "the last delivery")
+    wait_for(lambda: delivered(dubd) == 14, "the last delivery")
     dubd.kill()
-    (folder,) = (dubd.state / "jobs").iterdir()
-    waiting = LiveJob.open(folder, Limits()).waiting()
+    (folder,) = (dubd.state / "jobs").glob("[!.]*")
+    left_behind = LiveJob.open(shutil.copytree(folder, dubd.folder / "copy" / folder.name), Limits())
+    left_behind.suspect_what_was_out()
+    waiting = left_behind.waiting()
     assert len(waiting) == 14 and not any(spec.suspect for spec in waiting)
     for pid in left:
         os.kill(pid, signal.SIGCONT)
