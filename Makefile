@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci browser reliability format screenshots translations light full clean \
+.PHONY: help demo run bench test lint types ci browser reliability format screenshots translations light full ray clean \
         install install-environment install-files uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -28,6 +28,7 @@ FULL_LOCKS := requirements/torch.txt requirements/full.txt
 digest = $(shell { $(IN_VENV) -V 2>/dev/null || $(PYTHON) -V; cat $(1); } 2>/dev/null | sha256sum | cut -c 1-12)
 LIGHT_STAMP := $(VENV)/.light-$(call digest,$(LIGHT_LOCKS) pyproject.toml)
 FULL_STAMP := $(VENV)/.full-$(call digest,$(LIGHT_LOCKS) $(FULL_LOCKS))
+RAY_STAMP := $(VENV)/.ray-$(call digest,$(LIGHT_LOCKS) requirements/ray.txt)
 
 # Shell lines that stop with advice when there is no Python to make an environment with: $(call need_python,PYTHON)
 define need_python
@@ -61,7 +62,7 @@ bench: $(if $(filter-out daemon,$(firstword $(ARGS))),full,light) ## measure the
 # Two processes: one test waits for a worker while another works. A file's tests share what they set up.
 TEST_PROCESSES ?= 2
 
-test: full ## every test, the fish engine's too (ARGS="-k inbox" for some)
+test: full ray ## every test, the fish engine's and the cluster's too (ARGS="-k inbox" for some)
 	@$(IN_VENV) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: light ## ruff: mistakes and format
@@ -105,6 +106,8 @@ light: $(LIGHT_STAMP) ## the environment, with the draft engine
 
 full: $(FULL_STAMP) ## the environment, with torch and fish-speech too
 
+ray: $(RAY_STAMP) ## the environment, with Ray for a pool on a cluster too
+
 # Also made anew when its Python has gone.
 $(IN_VENV):
 	@$(call need_python,$(PYTHON))
@@ -125,6 +128,12 @@ $(FULL_STAMP): $(LIGHT_STAMP)
 	@$(PIP) --no-deps -r requirements/full.txt
 	@touch $@
 
+$(RAY_STAMP): $(LIGHT_STAMP)
+	@echo "installing Ray into $(VENV) ..."
+	@rm -f $(VENV)/.ray-*
+	@$(PIP) --constraint requirements/light.txt -r requirements/ray.txt
+	@touch $@
+
 # --- The service ---------------------------------------------------------------------------------------------
 
 # A package build sets DESTDIR; PREFIX is the service's own folder and goes whole when it is uninstalled.
@@ -134,8 +143,10 @@ HOME_OF_DUBD := $(DESTDIR)$(PREFIX)
 INSTALLED := $(HOME_OF_DUBD)/bin/python
 # FISH=1: with torch and fish-speech; without, the draft engine, or a worker.python that has them.
 FISH ?=
+# RAY=1: with Ray, for pool.backend = "ray".
+RAY ?=
 
-install: install-environment install-files ## install as a service, as root (FISH=1: with torch and fish-speech)
+install: install-environment install-files ## install as a service, as root (FISH=1: with torch and fish-speech, RAY=1: with Ray)
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 		systemd-sysusers dubd.conf && systemd-tmpfiles --create dubd.conf && systemctl daemon-reload; fi
 	@echo "Installed. Next: look through $(DESTDIR)/etc/dubd/config.toml, then"
@@ -159,6 +170,9 @@ install-environment:
 		echo "installing torch and fish-speech; this takes minutes ..."; \
 		$$pip --constraint requirements/light.txt -r requirements/torch.txt; \
 		$$pip --no-deps -r requirements/full.txt; fi; \
+	if [ -n "$(RAY)" ]; then \
+		echo "installing Ray ..."; \
+		$$pip --constraint requirements/light.txt -r requirements/ray.txt; fi; \
 	copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	cp -r daemon workers pyproject.toml README.md LICENSE "$$copy"; \
 	$$pip --no-deps --no-build-isolation --force-reinstall "$$copy"; \
@@ -176,6 +190,8 @@ install-files:
 		sed -i 's|^#root = .*|root = "/var/lib/dubd"|' $(DESTDIR)/etc/dubd/config.toml; fi
 	@install -D -m 644 systemd/dubd.service $(DESTDIR)/etc/systemd/system/dubd.service
 	@sed -i 's|/opt/dubd|$(PREFIX)|g' $(DESTDIR)/etc/systemd/system/dubd.service
+	@if [ -n "$(RAY)" ]; then install -D -m 644 systemd/cluster.conf \
+		$(DESTDIR)/etc/systemd/system/dubd.service.d/cluster.conf; fi
 	@install -D -m 644 systemd/dubd.sysusers $(DESTDIR)/etc/sysusers.d/dubd.conf
 	@install -D -m 644 systemd/dubd.tmpfiles $(DESTDIR)/etc/tmpfiles.d/dubd.conf
 
@@ -183,6 +199,7 @@ uninstall: ## take the service away; what it made and its config.toml stay
 	@[ "$(notdir $(PREFIX))" = dubd ] || { echo "PREFIX is dubd's own folder; its name must be dubd"; exit 1; }
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now dubd 2>/dev/null || true; fi
 	@rm -rf $(HOME_OF_DUBD)
+	@rm -f $(DESTDIR)/etc/systemd/system/dubd.service.d/cluster.conf
 	@rm -f $(DESTDIR)/usr/local/bin/dubd $(DESTDIR)/etc/systemd/system/dubd.service \
 		$(DESTDIR)/etc/sysusers.d/dubd.conf $(DESTDIR)/etc/tmpfiles.d/dubd.conf
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from daemon.config import Settings
 from daemon.core.events import WorkerSpec
@@ -18,6 +18,12 @@ class Backend(Protocol):
     """``settings`` is replaced when the configuration is read again."""
 
     settings: Settings
+
+    async def run(self) -> None:
+        """Whatever must go on while the daemon lives."""
+
+    def shown(self) -> dict[str, Any] | None:
+        """``cluster`` of status.json; None where there is none."""
 
     async def plan(self) -> Plan:
         """The workers that there should be, by what the GPUs have left now."""

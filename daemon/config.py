@@ -56,6 +56,12 @@ def _as_gpu_counts(value: object) -> object:
     return {int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key: value[key] for key in value}
 
 
+def _as_address(value: object) -> object:
+    if isinstance(value, str) and value != "auto" and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", value):
+        raise ValueError("is no address of a cluster's head")
+    return value
+
+
 def _as_engine_name(value: object) -> object:
     if isinstance(value, str) and value not in ENGINES and not re.fullmatch(r"[\w.]+:\w+", value):
         nearest = difflib.get_close_matches(value.lower(), ENGINES, n=1)
@@ -99,6 +105,9 @@ class Paths(Table):
         description="Folders as another machine names them, and where they are here.",
         json_schema_extra={"form": _MAPPED_FORM},
     )
+    shared: bool = Field(
+        False, description="Every node of the cluster sees paths.state under this very path; files then go by path."
+    )
 
 
 class Inbox(Table):
@@ -139,6 +148,9 @@ class LimitsTable(Table):
 class Pool(Table):
     """The worker processes, and what happens when one breaks."""
 
+    backend: Literal["local", "ray"] = Field(
+        "local", description="local: on this machine; ray: on the nodes of a Ray cluster."
+    )
     mode: Literal["auto", "multi", "single"] = Field(
         "auto",
         description="multi: as many workers as fit each GPU; single: one worker; auto: as multi, or fewer workers "
@@ -282,6 +294,20 @@ class Hooks(Table):
     timeout_s: float = Field(60.0, gt=0, le=86400, description="A command that takes longer is killed.")
 
 
+class Cluster(Table):
+    """The Ray cluster of ``pool.backend = "ray"``."""
+
+    address: Annotated[str, BeforeValidator(_as_address)] = Field(
+        "auto",
+        description="HOST:PORT of the cluster's head; auto: $RAY_ADDRESS, else the one that this machine is part of.",
+        json_schema_extra={"form": '"auto" or "HOST:PORT", such as "10.0.0.1:6379"'},
+    )
+    folder: Path = Field(
+        Path("/var/tmp/dubd"), description="On every node, and private there: code, references, files on their way."
+    )
+    cache_gb: float = Field(10.0, ge=0, le=65_536, description="How large a node lets that folder's cache grow, in GB.")
+
+
 class Log(Table):
     """The log, on standard error."""
 
@@ -310,6 +336,7 @@ TABLES: dict[str, type[Table]] = {
     "disk": Disk,
     "retention": Retention,
     "hooks": Hooks,
+    "cluster": Cluster,
     "log": Log,
     "service": Service,
 }
@@ -331,6 +358,7 @@ class Settings:
     disk: Disk
     retention: Retention
     hooks: Hooks
+    cluster: Cluster
     log: Log
     service: Service
     source: Path | None = None
@@ -488,6 +516,7 @@ class _Collector:
         disk = self._table("disk", Disk, cwd)
         retention = self._table("retention", Retention, cwd)
         hooks = self._table("hooks", Hooks, cwd)
+        cluster = self._table("cluster", Cluster, cwd)
         log = self._table("log", Log, cwd)
         service = self._table("service", Service, cwd)
         if paths is not None:
@@ -510,6 +539,7 @@ class _Collector:
             or disk is None
             or hooks is None
             or retention is None
+            or cluster is None
             or log is None
             or service is None
         ):
@@ -525,6 +555,7 @@ class _Collector:
             disk=disk,
             retention=retention,
             hooks=hooks,
+            cluster=cluster,
             log=log,
             service=service,
             source=source,

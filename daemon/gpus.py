@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pynvml
 import structlog
 
 from daemon.core.plan import Gpu
@@ -70,7 +69,7 @@ def list_gpus(own_pids: Collection[int]) -> list[Gpu]:
     return list(report.gpus)
 
 
-def read_gpus(own_pids: Collection[int], *, environ: Mapping[str, str] | None = None, nvml: Any = pynvml) -> GpuReport:
+def read_gpus(own_pids: Collection[int], *, environ: Mapping[str, str] | None = None, nvml: Any = None) -> GpuReport:
     """As ``list_gpus``, with what went wrong. A GPU that can't be read is left out and keeps its number.
 
     Args:
@@ -78,6 +77,10 @@ def read_gpus(own_pids: Collection[int], *, environ: Mapping[str, str] | None = 
         environ: where CUDA_VISIBLE_DEVICES is looked up; this process's environment unless given.
         nvml: the module pynvml, or one that answers like it.
     """
+    if nvml is None:
+        import pynvml  # not at the top: this function is also sent to nodes, which may have another one
+
+        nvml = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

@@ -86,7 +86,7 @@ class Daemon:
         inbox = Inbox(settings, self.host_id)
         self.core = Core(_policy(settings), random.Random())
         self.jobs = Jobs(settings, inbox, self.reuse, self.ended, mounts, self.core, self.signs, tasks)
-        self.backend: Backend = ThisMachine(settings, lambda: self.pool.pids)
+        self.backend = self._make_backend(settings)
         self.pool = Pool(self.core, self.jobs, self.backend.transport, self.backend.hello, settings)
         self.reception = Reception(settings, inbox, self.jobs, self.signs, tasks)
         self.retention = Retention(self.jobs, host_id)
@@ -111,6 +111,7 @@ class Daemon:
             tasks.start_soon(self.jobs.recorder.run)
             tasks.start_soon(self.jobs.finisher.run)
             tasks.start_soon(self.jobs.hooks.run)
+            tasks.start_soon(self.backend.run)
             await self._make_plan()
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."
             log.info(line)
@@ -208,6 +209,21 @@ class Daemon:
 
     # --- workers and their plan -----------------------------------------------------------------------------
 
+    def _make_backend(self, settings: Settings) -> Backend:
+        if settings.pool.backend == "ray":
+            from daemon.cluster.backend import Cluster
+
+            return Cluster(settings, self._follow)
+        return ThisMachine(settings, lambda: self.pool.pids)
+
+    def _follow(self, plan: Plan) -> None:
+        """Nodes have come or gone: that counts at once."""
+        if self._plan is not None and self.state in ("starting", "running"):
+            if plan.workers != self._plan.workers:
+                log.info("the cluster has changed; the pool follows", workers=len(plan.workers))
+                self._adopt(plan)
+            self._status.wake()
+
     async def _make_plan(self, *, restart: bool = False) -> None:
         self._adopt(await self.backend.plan(), restart=restart)
 
@@ -247,6 +263,9 @@ class Daemon:
         if settings.paths != self.settings.paths:
             log.warning("paths can't change while the daemon runs; restart it for that")
             settings = _with_paths(settings, self.settings)
+        if settings.pool.backend != self.settings.pool.backend:
+            log.warning("pool.backend can't change while the daemon runs; restart it for that")
+            settings = _with_backend(settings, self.settings)
         workers_change = (settings.engine, settings.worker) != (self.settings.engine, self.settings.worker)
         if settings.engine != self.settings.engine:
             self.jobs.engine_changed()
@@ -336,6 +355,10 @@ def _policy(settings: Settings) -> PoolPolicy:
 
 def _with_paths(settings: Settings, old: Settings) -> Settings:
     return dataclasses.replace(settings, paths=old.paths)
+
+
+def _with_backend(settings: Settings, old: Settings) -> Settings:
+    return dataclasses.replace(settings, pool=settings.pool.model_copy(update={"backend": old.pool.backend}))
 
 
 def _host_id(state: Path) -> str:

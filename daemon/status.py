@@ -18,6 +18,7 @@ import structlog
 
 import daemon as package
 from daemon import files, outbox
+from daemon.backend import Backend
 from daemon.config import Settings
 from daemon.job_run import JobRun
 from daemon.jobs import Jobs, Signs
@@ -42,6 +43,7 @@ class Shown(Protocol):
     host_id: str
     started_at: float
     pool: Pool
+    backend: Backend
     jobs: Jobs
     signs: Signs
 
@@ -103,6 +105,9 @@ class StatusWriter:
         identity = daemon.pool.identity
         rows = daemon.pool.worker_rows()
         warnings = list(daemon.signs.warnings.values())
+        cluster = daemon.backend.shown()
+        if cluster is not None and cluster["problem"]:
+            warnings.append(f"the cluster at {cluster['address']}: {cluster['problem']}")
         warnings += [
             f"worker {row['worker']}: {row['error']}" for row in rows if row["error"] and row["state"] != "ready"
         ]
@@ -123,6 +128,7 @@ class StatusWriter:
                 "model": identity.model if identity else None,
                 "version": identity.version if identity else None,
             },
+            "cluster": cluster,
             "workers": rows,
             "jobs": [self._job(run) for run in daemon.jobs.runs.values()],
             "recent": list(daemon.signs.recent),

@@ -27,6 +27,12 @@ class ThisMachine:
         self._workers = 1
         """Of the last plan."""
 
+    async def run(self) -> None:
+        """Nothing goes on but the workers."""
+
+    def shown(self) -> None:
+        return None
+
     async def plan(self) -> Plan:
         settings = self.settings
         found = (

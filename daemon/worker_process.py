@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -21,6 +22,7 @@ import anyio.lowlevel
 
 import workers.protocol
 from daemon.transport import OnLine, OnMessage
+from daemon.worker_environment import worker_environment
 from workers.protocol import (
     EXIT_ENGINE_BROKE,
     EXIT_NOT_LOADED,
@@ -46,6 +48,19 @@ DRAIN_S = 2.0
 """How long what a dead worker has said is waited for, where something that it left behind keeps its pipes open."""
 
 
+class ChildCommand(Protocol):
+    """How to start a child process that speaks in frames."""
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def arguments(self) -> Sequence[str]: ...
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
     """How to start a worker: the interpreter, the folders that go first on its path, its environment."""
@@ -65,20 +80,8 @@ def worker_command(
 ) -> WorkerCommand:
     """The command for a worker. Another interpreter gets none of what Python-specific variables of the daemon's own
     environment would add to its path."""
-    environment = dict(environ)
-    if python and Path(python) != Path(sys.executable):
-        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
-            environment.pop(name, None)
-    environment.pop("NOTIFY_SOCKET", None)
-    environment.pop("WATCHDOG_USEC", None)
-    environment.pop("WATCHDOG_PID", None)
-    # NVML counts GPUs in bus order; CUDA does only when told to.
-    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if not gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment[name] = str(threads)
-    environment["PYTHONUNBUFFERED"] = "1"
+    own_python = not python or Path(python) == Path(sys.executable)
+    environment = worker_environment(environ, own_python=own_python, gpu=gpu, threads=threads)
     return WorkerCommand(python or sys.executable, tuple(path), environment)
 
 
@@ -127,7 +130,7 @@ class WorkerProcess:
 
     lost = False
 
-    def __init__(self, command: WorkerCommand) -> None:
+    def __init__(self, command: ChildCommand) -> None:
         self._command = command
         self._process: anyio.abc.Process | None = None
         self._sender, self._outgoing = anyio.create_memory_object_stream[Message](math.inf)
@@ -197,7 +200,7 @@ class WorkerProcess:
                     self.kill()
                     await process.wait()
                 self._close_streams()
-        return self._reason or _ending(process.returncode, spoke=self._spoke)
+        return self._reason or ending(process.returncode, spoke=self._spoke)
 
     async def _ended(self, process: anyio.abc.Process) -> None:
         await process.wait()
@@ -270,8 +273,9 @@ _MEANINGS = {
 }
 
 
-def _ending(returncode: int | None, *, spoke: bool) -> str:
-    """``spoke``: it has said something, as a worker does at once; else its status may mean anything."""
+def ending(returncode: int | None, *, spoke: bool) -> str:
+    """How a worker's process has ended, in words. ``spoke``: it has said something, as a worker does at once; else its
+    status may mean anything."""
     if returncode is None:
         return "ended"
     if returncode < 0:

@@ -16,6 +16,7 @@ import pytest
 import structlog.testing
 
 from daemon import status as statuses
+from daemon.backend import Backend
 from daemon.config import Settings
 from daemon.core.core import Core
 from daemon.core.events import WorkerSpec, WorkersPlanned
@@ -28,6 +29,7 @@ from daemon.mounts import Mounts
 from daemon.pool import Pool
 from daemon.reuse import ReuseIndex
 from daemon.status import StatusWriter
+from daemon.this_machine import ThisMachine
 from daemon.transport import Transport
 from daemon.worker_process import WorkerProcess, worker_command
 from tests.shell import make_live_job, settings_in
@@ -44,6 +46,7 @@ class Parts:
     host_id: str
     started_at: float
     pool: Pool
+    backend: Backend
     jobs: Jobs
     signs: Signs
     core: Core
@@ -70,7 +73,8 @@ def put_together(folder: Path, tasks: anyio.abc.TaskGroup) -> Parts:
 
     pool = Pool(core, jobs, make_transport, lambda place, device: {"type": "hello"}, settings)
     jobs.pool = pool
-    return Parts(settings, "running", "host", 1000.0, pool, jobs, signs, core, tasks)
+    here = ThisMachine(settings, lambda: pool.pids)
+    return Parts(settings, "running", "host", 1000.0, pool, here, jobs, signs, core, tasks)
 
 
 @pytest.fixture

@@ -56,10 +56,13 @@ def test_unit_verifies_on_an_installed_copy(installed: Path) -> None:
     (installed / "bin").mkdir()
     shutil.copy("/bin/kill", installed / "bin" / "kill")
     unit = installed / "etc" / "systemd" / "system" / "dubd.service"
-    result = run(analyze, "verify", "--man=no", f"--root={installed}", unit)
-    if "unrecognized option" in result.stderr:
-        pytest.skip("this systemd-analyze can't verify under another root")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    for more in ((), ("RAY=1",)):
+        assert run("make", "install-files", f"DESTDIR={installed}", *more).returncode == 0
+        assert (unit.parent / "dubd.service.d" / "cluster.conf").exists() == bool(more)
+        result = run(analyze, "verify", "--man=no", f"--root={installed}", unit)
+        if "unrecognized option" in result.stderr:
+            pytest.skip("this systemd-analyze can't verify under another root")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_unit_is_hardly_exposed() -> None:
@@ -109,7 +112,7 @@ def test_installing_again_keeps_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "etc" / "dubd" / "config.toml"
     assert run("make", "install-files", f"DESTDIR={tmp_path}").returncode == 0
     config.write_text("# mine\n", encoding="utf-8")
-    assert run("make", "install-files", f"DESTDIR={tmp_path}").returncode == 0
+    assert run("make", "install-files", f"DESTDIR={tmp_path}", "RAY=1").returncode == 0
     assert config.read_text(encoding="utf-8") == "# mine\n"
     assert run("make", "uninstall", f"DESTDIR={tmp_path}").returncode == 0
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [config]

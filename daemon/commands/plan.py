@@ -1,10 +1,11 @@
-"""``dubd plan``: which workers would run on which GPU. Reads NVML at most; loads no model and starts no process."""
+"""``dubd plan``: which workers would run on which GPU. Asks NVML, or the cluster's nodes; loads no model."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation, complain
@@ -24,9 +25,13 @@ def execute(
     mode: str,
     as_json: bool,
 ) -> int:
-    from daemon.core.plan import assign_round_robin, plan_workers
+    from daemon.core.plan import plan_workers
 
     settings = invocation.settings()
+    if settings.pool.backend == "ray" and not described:
+        return show(
+            cluster_plan(settings, checked_mode(mode), checked_memory(model_memory_gb, settings)), speakers, as_json
+        )
     gpus = described_gpus(described) if described else machine_gpus()
     # What the configuration says for this machine's own GPUs says nothing about described ones; --set does.
     told = not described or any(given.startswith(("pool.workers", "pool.per_gpu")) for given in invocation.overrides)
@@ -37,9 +42,18 @@ def execute(
         workers_override=settings.pool.workers if told else 0,
         per_gpu=settings.pool.per_gpu if told else {},
     )
+    return show(plan, speakers, as_json)
+
+
+def show(plan: Plan, speakers: int | None, as_json: bool) -> int:
+    from daemon.core.plan import assign_round_robin
+
     assignment = assign_round_robin(speakers or 0, len(plan.workers))
     if as_json:
-        workers = [{"worker": worker.worker, "gpu": worker.gpu} for worker in plan.workers]
+        workers = [
+            {"worker": worker.worker, "gpu": worker.gpu, **({"node": worker.node} if worker.node else {})}
+            for worker in plan.workers
+        ]
         print(json.dumps({"workers": workers, "assignment": assignment}))
         for warning in plan.warnings:
             complain(warning)
@@ -97,6 +111,30 @@ def machine_gpus() -> list[Gpu]:
     return list(read_gpus(set()).gpus)
 
 
+def cluster_plan(settings: Settings, mode: Mode, model_memory_gb: float) -> Plan:
+    """For the nodes that the configured cluster has now.
+
+    Raises:
+        CommandFailed: Ray is not installed, no cluster answers, or it has no node for workers.
+    """
+    import anyio
+
+    from daemon.cluster.backend import plan_nodes
+    from daemon.cluster.connection import RayMissing, nodes_of
+
+    settings = replace(
+        settings, pool=settings.pool.model_copy(update={"mode": mode, "model_memory_gb": model_memory_gb})
+    )
+    try:
+        nodes = anyio.run(nodes_of, settings)
+    except (RayMissing, ConnectionError) as error:
+        raise CommandFailed(str(error)) from error
+    plan = plan_nodes(nodes, settings)
+    if not plan.workers:
+        raise CommandFailed(f"the cluster at {settings.cluster.address} has no node that workers may run on")
+    return plan
+
+
 def lines(plan: Plan, assignment: Sequence[Sequence[int]]) -> list[str]:
     """The plan for people: what each GPU can run, where each worker goes, who speaks whom."""
     shown = [plain(note) for note in plan.notes]
@@ -104,6 +142,7 @@ def lines(plan: Plan, assignment: Sequence[Sequence[int]]) -> list[str]:
     shown.append("")
     for worker, speakers in zip(plan.workers, assignment, strict=True):
         place = "the CPU" if worker.gpu is None else f"GPU {worker.gpu}"
+        place += f" of {plain(worker.node)}" if worker.node else ""
         mine = f": [{', '.join(f'Speaker {speaker}' for speaker in speakers)}]" if any(assignment) else ""
         shown.append(f"Worker {worker.worker}{mine} \N{RIGHTWARDS ARROW} {place}")
     return shown

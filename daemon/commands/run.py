@@ -18,6 +18,13 @@ def execute(invocation: Invocation) -> int:
     from daemon.logs import configure_logging
     from daemon.service import AlreadyRunning, serve
 
+    if settings.pool.backend == "ray":
+        from daemon.cluster.connection import RayMissing, require_ray
+
+        try:
+            require_ray()
+        except RayMissing as error:
+            raise CommandFailed(str(error), ExitCode.REJECTED) from error
     folder = Path.cwd()
 
     def reload() -> Settings:

@@ -123,6 +123,7 @@ def _state(state: str) -> Text:
 
 def _headline(status: Document) -> list[str]:
     engine, inbox, throughput = table(status, "engine"), table(status, "inbox"), table(status, "throughput")
+    cluster = table(status, "cluster")
     started_at, updated_at = number(status, "started_at"), number(status, "updated_at")
     up = None if started_at is None or updated_at is None else updated_at - started_at
     model = word(engine, "model")
@@ -137,6 +138,7 @@ def _headline(status: Document) -> list[str]:
         f"dubd {word(status, 'version')} {word(status, 'state')}, pid {status.get('pid')}, up {duration(up)}",
         f"engine {word(engine, 'name')}" + (f" ({model})" if model else ""),
         waiting + speed,
+        *([f"cluster {word(cluster, 'address')}: {plural(len(rows(cluster, 'nodes')), 'node')}"] if cluster else []),
     ]
 
 
@@ -180,7 +182,7 @@ def _workers(workers: list[Document], width: int | None) -> Table:
         doing = f"{speaker}: {activity}" if speaker and count(worker, "in_flight") else activity
         made.add_row(
             _text(worker.get("worker")),
-            _text("CPU" if gpu is None else f"GPU {gpu}"),
+            _text(" of ".join(filter(None, ("CPU" if gpu is None else f"GPU {gpu}", word(worker, "node"))))),
             _state(word(worker, "state")),
             *([_text(count(worker, "restarts"))] if restarted else []),
             _text(size(count(worker, "memory_bytes")) if count(worker, "memory_bytes") else "-"),

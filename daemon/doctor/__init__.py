@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from daemon.config import Settings
-from daemon.doctor import engine, folders, hooks, machine, python
+from daemon.doctor import cluster, engine, folders, hooks, machine, python
 from daemon.doctor.finding import Finding
 
 __all__ = ["Finding", "examine"]
@@ -21,7 +21,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
         *without_settings(),
         *folders.check(settings),
         *machine.check(settings),
-        *engine.check(settings, environ),
+        *(cluster.check(settings) if settings.pool.backend == "ray" else engine.check(settings, environ)),
         *hooks.check(settings),
     ]
 

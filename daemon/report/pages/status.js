@@ -111,7 +111,8 @@
   function showDevices() {
     const devices = new Map();
     for (const worker of status.workers) {
-      const name = worker.gpu === null ? "CPU" : `GPU ${worker.gpu}`;
+      const place = worker.gpu === null ? "CPU" : `GPU ${worker.gpu}`;
+      const name = worker.node ? `${place} of ${worker.node}` : place;
       if (!devices.has(name)) devices.set(name, []);
       devices.get(name).push(worker);
     }
