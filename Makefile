@@ -83,7 +83,7 @@ browser: ## Debian's Chromium, which the tests of the pages and the screenshots 
 	timeout 240 $$apt install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 || \
 	{ echo "Chromium could not be installed; as root: apt-get install chromium chromium-driver"; exit 1; }
 
-reliability: light ## attack every promise of docs/reliability.md, to a table (ARGS="--only wire", ARGS=--short)
+reliability: light ray ## attack every promise of docs/reliability.md, to a table (ARGS="--only wire", ARGS=--short)
 	@$(IN_VENV) -m tests.reliability $(ARGS)
 
 format: light ## put the code in order

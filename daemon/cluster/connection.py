@@ -74,7 +74,7 @@ class BridgeCommand:
 
 
 class Connection:
-    """``on_nodes`` is called when a node has come, changed or gone: at once when one has gone."""
+    """``on_nodes`` is called when nodes have come or gone: at once when one has gone."""
 
     def __init__(self, settings: Settings, on_nodes: Callable[[], None]) -> None:
         self.settings = settings
@@ -113,9 +113,10 @@ class Connection:
         """Have the nodes' GPUs read again; returns when they are, or at once without a cluster."""
         if self._process is None or self.problem is not None:
             return
-        self._looked = looked = anyio.Event()
+        if self._looked.is_set():
+            self._looked = anyio.Event()
         self._process.send({"type": "look"})
-        await looked.wait()
+        await self._looked.wait()
 
     def worker(self, order: Message) -> ClusterWorker:
         """A worker that is not started yet, as ``order`` (the bridge's message ``open``) describes it."""
@@ -177,11 +178,13 @@ class Connection:
                 worker.hear(message)
         elif kind == "node":
             node = _node(message)
-            log.info("node", node=node.name, address=node.address, gpus=len(node.gpus), cpus=node.cpus)
-            for problem in node.problems:
-                log.warning("a node's GPUs can't be read", node=node.name, problem=problem)
+            if node.name not in self.nodes:
+                log.info("a node has come", node=node.name, address=node.address, gpus=len(node.gpus), cpus=node.cpus)
+                for problem in node.problems:
+                    log.warning("a node's GPUs can't be read", node=node.name, problem=problem)
+            # Memory that others take is read at times (pool.replan_s); what the node is counts at once.
+            self._changed = self._changed or not _is_alike(node, self.nodes.get(node.name))
             self.nodes[node.name] = node
-            self._changed = True
         elif kind == "node_gone":
             log.warning("a node has gone", node=message["node"])
             self.nodes.pop(message["node"], None)
@@ -321,6 +324,14 @@ class ClusterWorker:
         if not self._ended.is_set():
             self._reason, self.lost = reason, lost
             self._ended.set()
+
+
+def _is_alike(node: ClusterNode, before: ClusterNode | None) -> bool:
+    """Whether it has the same cores and GPUs as before, whoever uses them now."""
+    if before is None:
+        return False
+    ours, theirs = ([(gpu.index, gpu.uuid, gpu.total_bytes) for gpu in one.gpus] for one in (node, before))
+    return (node.cores, node.cpus, ours) == (before.cores, before.cpus, theirs)
 
 
 def _node(message: dict[str, Any]) -> ClusterNode:

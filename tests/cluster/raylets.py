@@ -88,7 +88,7 @@ def main() -> None:
             case ["add", name, gpus, *size]:
                 nodes[name] = cluster.add_node(
                     node_name=name,
-                    num_cpus=1,
+                    num_cpus=2,
                     num_gpus=int(gpus),
                     object_store_memory=OBJECT_STORE_BYTES,
                     resources={"dubd_gpu_memory_gb": float(size[0])} if size else {},

@@ -28,7 +28,7 @@ from daemon.sample import JOB_FILE_NAME, sample_folder
 ROOT = Path(__file__).resolve().parents[2]
 OUR_ENGINES = Path(__file__).parent / "engines"
 SHARED_ENGINES = ROOT / "tests" / "engines"
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 
 T = TypeVar("T")
 

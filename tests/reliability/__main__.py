@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.reliability import chaos, flood, hostile, matrix, traced, upkeep, wire
+from tests.reliability import chaos, cluster, flood, hostile, matrix, traced, upkeep, wire
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
 from tests.reliability.table import Row, as_text
 from tests.sim.batch import run_histories
@@ -61,6 +61,11 @@ def the_chaos(short: bool, settings: Settings) -> Iterator[Row]:
     yield from chaos.attacks(0.02 if short else 1.0, settings)
 
 
+def the_cluster(short: bool, _settings: Settings) -> Iterator[Row]:
+    """The same with the workers on a Ray cluster, whose nodes come and go."""
+    yield from cluster.attacks(0.02 if short else 0.1)
+
+
 def the_inbox(short: bool, _settings: Settings) -> Iterator[Row]:
     """Floods, blind watchers, several daemons, a share that goes and comes back."""
     yield from flood.attacks(0.01 if short else 1.0)
@@ -84,6 +89,7 @@ ATTACKS: dict[str, Attack] = {
     "strace": strace,
     "wire": the_wire,
     "chaos": the_chaos,
+    "cluster": the_cluster,
     "inbox": the_inbox,
     "hostile": hostile_input,
     "upkeep": what_lasts,
@@ -93,6 +99,7 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
     (("chaos",),),
+    (("cluster",),),
     (("inbox",), ("strace", "wire", "hostile", "upkeep")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone."""
