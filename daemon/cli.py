@@ -597,6 +597,28 @@ def bench_load(
     )
 
 
+@bench.command("memory", short_help="Memory of the fish engine: peak and growth.")
+def bench_memory(
+    context: typer.Context,
+    segments: Annotated[
+        int, typer.Option("--segments", metavar="N", min=0, help="Segments to watch the memory over; 0: none.")
+    ] = 2000,
+    made: MadeOption = None,
+    as_json: BenchJsonOption = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """What the fish engine holds at most with 32 rows of 1,024 positions, and how it grows over many segments."""
+    from daemon.commands import bench as command
+
+    invocation = _invocation(context, config, overrides)
+    carry_out(
+        lambda: command.engine(
+            invocation, "memory", made=made, repeats=1, without_stock=True, as_json=as_json, segments=segments
+        )
+    )
+
+
 @bench.command("job", short_help="A whole job from inbox to manifest, against stock.")
 def bench_job(
     context: typer.Context,

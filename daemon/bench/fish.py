@@ -65,8 +65,9 @@ class Fish:
         without_stock: bool,
         rows_of_batch: Sequence[int] = (),
         stock_frames: int | None = None,
+        segments: int | None = None,
     ) -> tuple[dict[str, str], list[Figure]]:
-        """Measure "decode", "codec", "job" or "load": what it ran on, and the figures.
+        """Measure "decode", "codec", "job", "load" or "memory": what it ran on, and the figures.
 
         Raises:
             CommandFailed: it could not be measured; says why.
@@ -83,6 +84,8 @@ class Fish:
             stock_frames = STOCK_FRAMES_ON_CPU
         if stock_frames is not None:
             arguments += ["--stock-frames", str(stock_frames)]
+        if segments is not None:
+            arguments += ["--segments", str(segments)]
         self.tell(f"fish, {what}: {'' if without_stock else 'ours and the stock way '}on {self.device}")
         said = run_module(settings, "workers.engines.fish.bench", arguments, device=self.device)
         document = _last_document(said)

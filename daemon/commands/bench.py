@@ -17,7 +17,7 @@ from daemon.commands.showing import plain
 
 MOST_WORKERS = 64
 
-FishMeasurement = Literal["decode", "codec", "load"]
+FishMeasurement = Literal["decode", "codec", "load", "memory"]
 
 
 def engine(
@@ -30,6 +30,7 @@ def engine(
     as_json: bool,
     rows: str = "",
     stock_frames: int | None = None,
+    segments: int | None = None,
 ) -> int:
     """The fish engine alone, in the workers' own environment."""
     from daemon.bench.fish import fish
@@ -43,6 +44,7 @@ def engine(
             without_stock=without_stock,
             rows_of_batch=rows_of_batch,
             stock_frames=stock_frames,
+            segments=segments,
         )
     show({**head, **of_fish}, figures, as_json=as_json)
     return ExitCode.OK

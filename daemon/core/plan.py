@@ -46,6 +46,26 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """How fast a whole job was with so many workers on one GPU: xRT by number of workers. ``gpu``: how the GPU's name
+    begins."""
+
+    gpu: str
+    speed: Mapping[int, float]
+
+    def fastest(self, fits: int) -> int:
+        """The number of workers, of those that fit, that was fastest, the smaller of equals; ``fits`` where none of
+        them does."""
+        fitting = [workers for workers in self.speed if workers <= fits]
+        return max(fitting, key=lambda workers: (self.speed[workers], -workers), default=fits)
+
+
+RECORDED: tuple[Recorded, ...] = ()
+"""Our own figures, which mode "auto" follows: docs/benchmarks.md, "On a GPU", tells how they are taken. None has been
+taken yet, so that "auto" is "multi" everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class GpuShare:
     """A GPU's part in the plan: bytes that workers may take together, how many workers that is enough for, and how
     many it gets."""
@@ -75,12 +95,14 @@ def plan_workers(
     workers_override: int = 0,
     per_gpu: Mapping[int, int] | None = None,
     cpu_nodes: Sequence[str] = ("",),
+    recorded: Sequence[Recorded] = RECORDED,
 ) -> Plan:
     """The workers for these GPUs; never none at all, unless there is no node.
 
     Args:
         gpus: those of the machine, or of all nodes, node by node; none of them: the workers run on CPUs.
-        mode: "multi": as many as fit; "single": one, on the roomiest GPU; "auto": as "multi".
+        mode: "multi": as many as fit; "single": one, on the roomiest GPU; "auto": as "multi", or
+            fewer, with more slots each, on a GPU of which it is ``recorded`` that this is faster.
         model_memory_gb: what one worker takes, GB.
         workers_override: the number of workers in all, whatever fits; 0: as the mode says. They are spread over the
             GPUs by what each has left.
@@ -104,7 +126,8 @@ def plan_workers(
         f"pool.per_gpu names GPU {index}, which {'no node has' if any(nodes) else 'this machine does not have'}"
         for index in sorted(fixed.keys() - {gpu.index for gpu in ordered})
     ]
-    counts = _count(rooms, mode, workers_override, fixed, warnings)
+    figures = recorded if mode == "auto" else ()
+    counts = _count(rooms, mode, workers_override, fixed, warnings, figures)
     shares = tuple(GpuShare(room.gpu, int(room.available), room.fits, counts[room.gpu.place]) for room in rooms)
     warnings += [
         f"{share.gpu} gets {share.workers} workers; "
@@ -139,7 +162,12 @@ def _available(gpu: Gpu) -> Fraction:
 
 
 def _count(
-    rooms: Sequence[_Room], mode: Mode, workers_override: int, fixed: Mapping[int, int], warnings: list[str]
+    rooms: Sequence[_Room],
+    mode: Mode,
+    workers_override: int,
+    fixed: Mapping[int, int],
+    warnings: list[str],
+    recorded: Sequence[Recorded],
 ) -> Counter[tuple[str, int]]:
     """Workers by GPU."""
     counts = Counter({room.gpu.place: fixed[room.gpu.index] for room in rooms if room.gpu.index in fixed})
@@ -151,7 +179,7 @@ def _count(
     elif mode == "single":
         _spread(free, 1 - counts.total(), counts)
     else:
-        counts.update({room.gpu.place: room.fits for room in free})
+        counts.update({room.gpu.place: _as_recorded(room, recorded) for room in free})
     if not counts.total() and free:
         roomiest = max(free, key=lambda room: room.available)
         counts[roomiest.gpu.place] = 1
@@ -166,6 +194,12 @@ def _count(
         if counts[room.gpu.place] and not room.fits
     ]
     return counts
+
+
+def _as_recorded(room: _Room, recorded: Sequence[Recorded]) -> int:
+    """As many workers as fit, or those that were fastest on such a GPU."""
+    known = next((one for one in recorded if room.gpu.name.startswith(one.gpu)), None)
+    return room.fits if known is None else known.fastest(room.fits)
 
 
 def _spread(rooms: Sequence[_Room], workers: int, counts: Counter[tuple[str, int]]) -> None:

@@ -173,7 +173,7 @@ def test_the_decoder_is_measured_against_stock(tmp_path: Path, checkpoint: Path)
     figures = figures_of(done)
     assert [figure["name"] for figure in figures if figure["ratio_to_stock"]] == [
         "decode stock",
-        "decode 1 rows",
+        "decode 1 row",
         "decode 2 rows",
     ]
     head = json.loads(done.stderr.splitlines()[-1])
@@ -191,3 +191,15 @@ def test_the_codec_is_shown_as_a_table(tmp_path: Path, checkpoint: Path) -> None
     assert done.stdout.startswith("processor ")
     assert "codec, 4 segments of 64 frames" in done.stdout
     assert "xRT" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_memory_is_watched_over_many_segments(tmp_path: Path, checkpoint: Path) -> None:
+    """At its half and its end, and then with full slots."""
+    options = ("--set", f"engine.checkpoint={checkpoint}", "--set", "worker.threads=1", "--set", "engine.slots=2")
+    done = bench(tmp_path, "memory", "--segments", "6", "--json", *options, CUDA_VISIBLE_DEVICES="")
+    assert [figure["name"] for figure in figures_of(done)] == [
+        "memory held after 3 segments",
+        "memory held after 6 segments",
+        "peak memory, 2 slots of 1,024 positions",
+    ]

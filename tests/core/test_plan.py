@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.events import WorkerSpec
-from daemon.core.plan import BYTES_PER_GB, Gpu, Mode, Plan, assign_round_robin, plan_workers
+from daemon.core.plan import BYTES_PER_GB, Gpu, Mode, Plan, Recorded, assign_round_robin, plan_workers
 
 
 def gpu(index: int, gigabytes: float, others: float = 0, name: str = "NVIDIA GeForce RTX 4090") -> Gpu:
@@ -51,6 +51,18 @@ def test_the_table_holds(mode: Mode, gigabytes: list[int], model_memory_gb: floa
     plan = plan_workers(gpus, mode=mode, model_memory_gb=model_memory_gb)
     assert placed(plan) == workers
     assert plan.warnings == ()
+
+
+def test_auto_follows_our_own_figures() -> None:
+    """The fastest number of workers that fits, on GPUs that were measured; what a person says goes before."""
+    recorded = (Recorded("NVIDIA H200", {1: 400.0, 2: 410.0, 4: 300.0}), Recorded("NVIDIA H100", {1: 300.0, 2: 300.0}))
+    gpus = [gpu(0, 140, name="NVIDIA H200"), gpu(1, 80, name="NVIDIA H100 80GB HBM3"), gpu(2, 24)]
+    assert placed(plan_workers(gpus, recorded=recorded)) == [0, 0, 1, 2, 2]
+    assert placed(plan_workers(gpus, per_gpu={0: 1, 1: 3}, recorded=recorded)) == [0, 1, 1, 1, 2, 2]
+    small = [gpu(0, 10, name="NVIDIA H200")]
+    assert placed(plan_workers(small, recorded=recorded)) == [0]
+    multi = plan_workers(gpus, mode="multi", recorded=recorded)
+    assert placed(multi) == placed(plan_workers(gpus, recorded=()))
 
 
 def test_the_gpus_of_a_cluster_are_planned_node_by_node() -> None:

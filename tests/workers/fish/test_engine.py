@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_segments_become_wavs(load: Any, voices: list[Voice], tmp_path: Path) ->
         assert outcome.seed == 1000 + ticket
         assert outcome.seeds == (1000 + ticket,)
         assert outcome.truncated == (outcome.frames == 60 * 2048)
+
+
+def test_nothing_is_kept_of_segments_that_are_over(load: Any, voices: list[Voice], tmp_path: Path) -> None:
+    """Spoken, failed or cancelled: all that names them is gone, only the voices' prompts stay."""
+    loaded = load(slots=2)
+    engine = loaded.engine
+    loaded.speak(*(segment(ticket, voices[ticket % 2], tmp_path) for ticket in range(5)))
+    loaded.speak(segment(5, voices[0], tmp_path, text=" "))
+    engine.submit(segment(6, voices[0], tmp_path))
+    engine.step()
+    assert engine.cancel(6)
+    assert engine.activity() == "idle"
+    held = [value for name, value in vars(engine).items() if isinstance(value, dict | list | deque)]
+    assert len(held) >= 5
+    assert not any(held)
+    assert len(engine._voices._prompts) == 2
 
 
 def test_output_rate_and_subtype_are_the_segments(load: Any, voices: list[Voice], tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Measures the fish engine against stock fish-speech on the same weights, threads and device, in one run.
 
-    python -m workers.engines.fish.bench decode codec job load --checkpoint FOLDER [--device cuda:0] [--json]
+    python -m workers.engines.fish.bench decode codec job load memory --checkpoint FOLDER [--device cuda:0] [--json]
 
 Speed does not depend on what the weights say: ``make_checkpoint --shape real`` makes a checkpoint for it. ``decode``:
 frames a second of the decoder alone, a row of 64 frames after a reference of ten seconds. ``codec``: seconds of audio a
 second. ``job``: 46 segments of six speakers, 64 frames each, in one warm engine, files included. ``load``: from the
-start of the process to the loaded engine. Every figure is the median of the repeats; a ratio is to the stock way, which
-for a job is extrapolated from its load and two segments.
+start of the process to the loaded engine. ``memory``: the peak with 32 rows of 1,024 positions, and the growth over
+2,000 segments. Every figure but memory's is the median of the repeats; a ratio is to the stock way, which for a job is
+extrapolated from its load and two segments.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ SPEAKERS = 6
 SEGMENTS = 46
 SEGMENT_FRAMES = 64
 WARM_FRAMES = 4
+FULL_SLOTS = 32
+FULL_POSITIONS = 1024
+FULL_FRAMES = 24
+"""Frames that a row of the full cache speaks; its reference takes the other positions, which is quicker."""
+GROWTH_FRAMES = 20
+"""Frames that a segment has at most while the memory is watched."""
 
 Result = dict[str, Any]
 
@@ -72,6 +79,9 @@ class Bench:
         self.stock_frames: int = arguments.stock_frames
         self.without_stock: bool = arguments.without_stock
         self.slots: int = arguments.slots
+        self.segments: int = arguments.segments
+        self.share: int = arguments.share
+        self.memory_gb: float = arguments.memory_gb
         self.threads: int = arguments.threads
         torch.set_num_threads(self.threads)
         self.torch_device = machine.device(self.device)
@@ -141,9 +151,10 @@ class Bench:
 
             run()
             speed = self.median(run)
+            name = f"decode {count} row{'s' * (count > 1)}"
             results += [
-                result(f"decode {count} rows", speed, "frames/s", stock and speed / stock),
-                result(f"decode {count} rows", speed / FRAMES_A_SECOND, "xRT"),
+                result(name, speed, "frames/s", stock and speed / stock),
+                result(name, speed / FRAMES_A_SECOND, "xRT"),
             ]
             del rows
         return results
@@ -202,20 +213,10 @@ class Bench:
         return results
 
     def job(self) -> list[Result]:
+        count = -(-SEGMENTS // self.share)
         with tempfile.TemporaryDirectory() as folder:
-            engine = FishEngine(
-                Settings(
-                    checkpoint=self.folder,
-                    device=self.device,
-                    threads=self.threads,
-                    precision=self.name,
-                    slots=self.slots,
-                    retries=0,
-                    options={"mask_end": True, "checks": False},
-                )
-            )
             started = time.perf_counter()
-            engine.load()
+            engine = self.engine(self.slots)
             load_s = time.perf_counter() - started
             voices = [self.voice(folder, number) for number in range(SPEAKERS)]
             first: list[float] = []
@@ -223,26 +224,15 @@ class Bench:
             def run() -> float:
                 self.synchronize()
                 started = time.perf_counter()
-                waiting = [self.segment(folder, number, voices[number % SPEAKERS]) for number in range(SEGMENTS)]
-                running = done = 0
-                while done < SEGMENTS:
-                    while waiting and running < engine.slots:
-                        engine.submit(waiting.pop(0))
-                        running += 1
-                    for outcome in engine.step():
-                        if isinstance(outcome, Failed):
-                            raise RuntimeError(outcome.message)
-                        if not done:
-                            first.append(time.perf_counter() - started)
-                        done += 1
-                        running -= 1
+                segments = [self.segment(folder, number, voices[number % SPEAKERS]) for number in range(count)]
+                first.append(speak(engine, segments))
                 return time.perf_counter() - started
 
             cold = run()
             first.clear()
             seconds = self.median(run)
             engine.close()
-        audio = SEGMENTS * SEGMENT_FRAMES / FRAMES_A_SECOND
+        audio = count * SEGMENT_FRAMES / FRAMES_A_SECOND
         stock_s = None if self.without_stock else self.stock_job_seconds()
         results = [
             result("job, warm engine", seconds, "s", stock_s and stock_s / seconds),
@@ -259,6 +249,47 @@ class Bench:
             )
         return results
 
+    def memory(self) -> list[Result]:
+        """What 32 rows of 1,024 positions take at most, and what more is held after many segments than after some."""
+        results: list[Result] = []
+        with tempfile.TemporaryDirectory() as folder:
+            engine = self.engine(self.slots or FULL_SLOTS)
+            voices = [self.voice(folder, number, frames=GROWTH_FRAMES) for number in range(SPEAKERS)]
+            held: list[float] = []
+            half = self.segments // 2
+            for numbers in (range(half), range(half, 2 * half)) if half else ():
+                speak(
+                    engine,
+                    (
+                        self.segment(folder, number, voices[number % SPEAKERS], frames=1 + number % GROWTH_FRAMES)
+                        for number in numbers
+                    ),
+                )
+                held.append(self.held_bytes())
+            if half:
+                results += [
+                    result(f"memory held after {half:,} segments", held[0] / 1e6, "MB"),
+                    result(f"memory held after {2 * half:,} segments", held[1] / 1e6, "MB"),
+                ]
+            frames = FULL_POSITIONS - FULL_FRAMES - self.positions()
+            voices = [self.voice(folder, number, frames=frames) for number in range(SPEAKERS)]
+            speak(
+                engine,
+                (
+                    self.segment(folder, number, voices[number % SPEAKERS], frames=FULL_FRAMES)
+                    for number in range(engine.slots)
+                ),
+            )
+            engine.close()
+        name = f"peak memory, {engine.slots} slots of {FULL_POSITIONS:,} positions"
+        return [*results, result(name, self.peak_bytes() / 1e9, "GB")]
+
+    def positions(self) -> int:
+        """Positions that a segment takes beside its reference's frames and its own."""
+        prompter = Prompter(read_tokenizer(self.folder), read_shape(self.folder), self.folder)
+        prefix = prompter.prefix([(REFERENCE_TEXT, random_codes(1))])
+        return int(prefix.shape[1] - 1 + prompter.suffix(TEXT).shape[1])
+
     def stock_job_seconds(self) -> float:
         stock = StockSpeaker(self.folder, self.device, self.precision)
         load_s = stock.load_model_s + stock.load_codec()
@@ -271,7 +302,7 @@ class Bench:
 
         run()
         seconds = statistics.mean((run(), run())) * SEGMENT_FRAMES / self.stock_frames
-        return load_s + SEGMENTS * seconds
+        return load_s + -(-SEGMENTS // self.share) * seconds
 
     def load(self) -> list[Result]:
         """In processes of their own, one after the other in each repeat, so that what else the machine does falls on
@@ -329,22 +360,75 @@ class Bench:
 
     # --- helpers ---------------------------------------------------------------------------------------------
 
-    def voice(self, folder: str, number: int) -> Voice:
+    def engine(self, slots: int) -> FishEngine:
+        """One that is loaded, and lets every segment run to its limit."""
+        options: dict[str, object] = {"mask_end": True, "checks": False}
+        engine = FishEngine(
+            Settings(
+                checkpoint=self.folder,
+                device=self.device,
+                threads=self.threads,
+                memory_bytes=int(self.memory_gb * machine.GIB),
+                precision=self.name,
+                slots=slots,
+                retries=0,
+                options=options,
+            )
+        )
+        engine.load()
+        return engine
+
+    def voice(self, folder: str, number: int, frames: int = REFERENCE_FRAMES) -> Voice:
         path = os.path.join(folder, f"voice{number}.npy")
-        np.save(path, random_codes(REFERENCE_FRAMES, number))
+        np.save(path, random_codes(frames, number))
         with open(path, "rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
         return Voice(str(number), (Reference(path, "codes", digest, REFERENCE_TEXT),))
 
-    def segment(self, folder: str, number: int, voice: Voice) -> Segment:
+    def segment(self, folder: str, number: int, voice: Voice, frames: int = SEGMENT_FRAMES) -> Segment:
         path = os.path.join(folder, f"{number}.wav")
-        return Segment(number, "speak", TEXT, "en", voice, number, 0.7, 0.7, 1.2, SEGMENT_FRAMES, path, None, "PCM_16")
+        return Segment(number, "speak", TEXT, "en", voice, number, 0.7, 0.7, 1.2, frames, path, None, "PCM_16")
+
+    def held_bytes(self) -> float:
+        """What the process holds now and could not be given back: on a GPU what torch has reserved there."""
+        if self.torch_device.type == "cuda":
+            return float(torch.cuda.memory_reserved(self.torch_device))
+        return process_bytes("RssAnon")
 
     def peak_bytes(self) -> float:
         if self.torch_device.type == "cuda":
             return float(torch.cuda.max_memory_reserved(self.torch_device))
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(float(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+        return process_bytes("VmHWM")
+
+
+def speak(engine: FishEngine, segments: Iterable[Segment]) -> float:
+    """Keep the engine full until all are spoken; the seconds to the first WAV.
+
+    Raises:
+        RuntimeError: one has failed.
+    """
+    started = time.perf_counter()
+    first = 0.0
+    running = 0
+    waiting = iter(segments)
+    coming = next(waiting, None)
+    while running or coming is not None:
+        while coming is not None and running < engine.slots:
+            engine.submit(coming)
+            running += 1
+            coming = next(waiting, None)
+        for outcome in engine.step():
+            if isinstance(outcome, Failed):
+                raise RuntimeError(outcome.message)
+            first = first or time.perf_counter() - started
+            running -= 1
+    return first
+
+
+def process_bytes(field: str) -> float:
+    """A field of /proc/self/status."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(float(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 
 def processor() -> str:
@@ -358,12 +442,15 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers.engines.fish.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", choices=("decode", "codec", "job", "load"))
+    parser.add_argument("what", nargs="+", choices=("decode", "codec", "job", "load", "memory"))
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--slots", type=int, default=0, help="rows of the job's engine; 0: the engine's choice")
+    parser.add_argument("--memory-gb", type=float, default=0, help="the engine's share of the GPU; 0: no limit")
+    parser.add_argument("--share", type=int, default=1, help="speak only one in so many of the job's segments")
+    parser.add_argument("--segments", type=int, default=2000, help="how many to watch the memory over; 0: none")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stock-frames", type=int, default=SEGMENT_FRAMES, help="frames that stock speaks at a time")

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine import EngineError
+from workers.engines.fish import machine
 from workers.engines.fish.codec_checkpoint import CodecState, read_codec
 from workers.engines.fish.codec_layers import Layer, Memory, Source, layer_of, run, to_channels_last
 from workers.engines.fish.codec_shape import Chain, CodebookShape, LayerShape, TransformerShape
@@ -55,6 +56,7 @@ class Codec:
         self.piece_row_frames = _CPU_PIECE_FRAMES if device.type == "cpu" else _GPU_PIECE_ROW_FRAMES
         self._decoder = _Decoder(state, device, precision)
         self._encoder: _Encoder | None = None
+        machine.give_back_pages(state.path, state.weights.values())
 
     @classmethod
     def load(cls, folder: str, device: str, precision: torch.dtype) -> Codec:

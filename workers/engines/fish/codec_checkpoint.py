@@ -27,12 +27,13 @@ earlier ones in place of the present."""
 
 @dataclass(frozen=True)
 class CodecState:
-    """A codec's weights by name, mapped from the file and read when first used, and its identity: a short hash of the
-    description and the weights."""
+    """A codec's weights by name, mapped from the file at ``path`` and read when first used, and its identity: a short
+    hash of the description and the weights."""
 
     shape: CodecShape
     weights: dict[str, Tensor]
     identity: str
+    path: str
 
 
 def read_codec(folder: Path) -> CodecState:
@@ -47,7 +48,7 @@ def read_codec(folder: Path) -> CodecState:
     weights = _read_weights(path)
     _rename(weights, shape)
     _check(weights, shape, path)
-    return CodecState(shape, weights, _identity(description, path))
+    return CodecState(shape, weights, _identity(description, path), str(path))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from workers.engine import EngineError
 
@@ -141,6 +145,27 @@ def plan_memory(on: torch.device, memory_bytes: int, token_bytes: int, slots: in
             f"the models leave {max(0, free) / GIB:.1f} GiB, too little for a single slot; raise pool.model_memory_gb",
         )
     return MemoryPlan(slots or max(1, min(most, row_tokens // TOKENS_A_SLOT)), row_tokens, voice_tokens)
+
+
+def give_back_pages(path: str, tensors: Iterable[Tensor]) -> None:
+    """Take tensors that are mapped from a file, and have been copied, out of this process's memory. They can still be
+    read: from the file again. Tensors that are not mapped from it are left alone."""
+    mapped: list[tuple[int, int]] = []
+    real = os.path.realpath(path)
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if line.rstrip("\n").endswith(real):
+                    first, _, last = line.partition(" ")[0].partition("-")
+                    mapped.append((int(first, 16), int(last, 16)))
+    except OSError:
+        return
+    advise = ctypes.CDLL(None).madvise
+    for tensor in tensors:
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end and any(low <= begin and end <= high for low, high in mapped):
+            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

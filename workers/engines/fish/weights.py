@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine import EngineError
+from workers.engines.fish import machine
 from workers.engines.fish.shape import ModelShape, TransformerShape
 
 FILES = ("config.json", "model.pth", "tokenizer.tiktoken", "special_tokens.json", "codec.pth")
@@ -203,7 +204,10 @@ def read_weights(
     state = read_state(path)
     _join_projections(state)
     _check(path, state, shape)
-    return _Layout(state, shape, semantic, end, device, precision).weights()
+    weights = _Layout(state, shape, semantic, end, device, precision).weights()
+    if weights.residual_head.weight is None or state["norm.weight"].dtype != precision:
+        machine.give_back_pages(path, state.values())
+    return weights
 
 
 def _join_projections(state: dict[str, Tensor]) -> None:
