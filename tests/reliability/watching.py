@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ MIB = 1 << 20
 LONGEST_SILENCE_S = 10.0
 """``seq`` of status.json moves at least every five seconds; what is more than this is no delay of a busy machine."""
 
-MOST_MEMORY = 400 * MIB
+MOST_MEMORY = 768 * MIB
 """The daemon's resident set, whatever is thrown at it with the limits at their defaults."""
 
 
@@ -48,6 +49,12 @@ class Watch:
             if seq != self._seq:
                 self._seq, self._moved_at = seq, now
             self.silence_s = max(self.silence_s, now - self._moved_at)
+
+
+def processor_s(pid: int) -> float:
+    """Seconds that the process has had a processor, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_peak(pid: int) -> int:
