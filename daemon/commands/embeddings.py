@@ -122,6 +122,10 @@ async def _compute(settings: Settings, utterances_dir: Path, speakers_dir: Path)
         lines = _summary(tally, options, speakers_dir, log.path)
         for line in lines:
             log.write("INFO", line)
+        for dataset, why in sorted(corpus.unreadable.items()):
+            words = f"the dataset {plain(dataset)} can't be read, and none of its speakers is in the results: {why}"
+            complain(words)
+            log.write("ERROR", words)
     if not tally.qualified:
         log.remove_if_idle(tally)
         raise CommandFailed(_nothing(tally, utterances_dir, options))

@@ -41,6 +41,8 @@ class Corpus:
         self._identity = status.st_dev, status.st_ino
         self._apart_from = _identity(apart_from)
         self._flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if self.follow_links else os.O_NOFOLLOW)
+        self.unreadable: dict[str, str] = {}
+        """Datasets whose speakers could not be listed, and why: nobody knows what is missing."""
 
     def close(self) -> None:
         os.close(self._root)
@@ -55,7 +57,7 @@ class Corpus:
     def speakers(self, *, weigh: bool = True) -> Iterator[Speaker]:
         """Every speaker, in no order; its weight is the number of names in its folder, or with ``weigh`` false nought,
         which is much faster. One whose folder can't be listed comes with a weight of nought: who computes it will say
-        why.
+        why. A dataset that can't be listed has none, and stands in ``unreadable`` then.
 
         Raises:
             OSError: the folder can't be listed any more.
@@ -68,11 +70,16 @@ class Corpus:
                     continue
                 try:
                     above = os.open(dataset, self._flags, dir_fd=root)
-                except OSError:
-                    continue  # no folder behind its link, or gone
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self.unreadable[dataset] = error.strerror
+                    continue
                 try:
                     for name in self._folders(above):
                         yield Speaker(dataset, name, self._weight(name, above) if weigh else 0)
+                except OSError as error:
+                    self.unreadable[dataset] = error.strerror
                 finally:
                     os.close(above)
         finally:
@@ -82,14 +89,23 @@ class Corpus:
         """The names of the folders in an open one; hidden ones are nobody's speakers."""
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=self.follow_links):
+                if not entry.name.startswith(".") and self._is_folder(entry):
                     yield entry.name
+
+    def _is_folder(self, entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir(follow_symlinks=self.follow_links)
+        except OSError:
+            return False  # a link that leads round in a circle, or to where nobody may look
 
     def _is_apart(self, dataset: str, root: int) -> bool:
         """Whether it is the folder of the results, which may lie in this one and would look like a dataset."""
         if self._apart_from is None:
             return False
-        status = os.stat(dataset, dir_fd=root)
+        try:
+            status = os.stat(dataset, dir_fd=root)
+        except OSError:
+            return False
         return (status.st_dev, status.st_ino) == self._apart_from
 
     def _weight(self, name: str, above: int) -> int:

@@ -24,6 +24,7 @@ import daemon as package
 from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core.dealing import Speaker
+from daemon.core.reasons import quoted
 from daemon.embeddings.computation import Computation, ComputationFailed, Listener, Options, Places, Problem, Report
 from daemon.embeddings.corpus import Corpus, CorpusRefused, open_corpus
 from daemon.embeddings.live_job import LiveEmbeddings, LiveSpeaker, Name
@@ -173,6 +174,8 @@ class EmbeddingsRun(JobRun):
                     await self._computation.run()
                 except ComputationFailed as failure:
                     job.failure = "computation_failed", str(failure)
+                else:
+                    job.failure = _unread(corpus)
             self._computation = None
             self._computed = True
             self._changed.set()
@@ -418,6 +421,17 @@ def _is_there(path: Path, sha256: str | None) -> bool:
         return False
     with open(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _unread(corpus: Corpus) -> tuple[str, str] | None:
+    """Why speakers of unknown number are missing, if they are."""
+    if not corpus.unreadable:
+        return None
+    first = min(corpus.unreadable)
+    more = len(corpus.unreadable) - 1
+    others = f" and {more} more" if more else ""
+    why = f"the dataset {quoted(first)}{others} can't be read: {corpus.unreadable[first]}"
+    return "unreadable_dataset", f"{why}; let the daemon's user read it, and submit the job again"
 
 
 def _remaining(corpus: Corpus) -> list[Speaker]:

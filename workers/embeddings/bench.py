@@ -19,7 +19,7 @@ import numpy as np
 from workers.embeddings.result import encode_pickle, make_result
 from workers.embeddings.serve import write_whole
 from workers.embeddings.speaker import mean_of
-from workers.embeddings.utterance import is_utterance, parse_utterance, read_file
+from workers.embeddings.utterance import Files, is_utterance, parse_utterance
 
 DIMENSIONS = 256
 DATASETS = 4
@@ -61,24 +61,38 @@ def speakers(corpus: str) -> list[Speaker]:
     ]
 
 
-def read(speaker: Speaker) -> None:
+def open_files(speaker: Speaker) -> tuple[int, Files]:
     folder = os.open(os.path.join(*speaker), os.O_RDONLY | os.O_DIRECTORY)
-    for name in os.listdir(folder):
-        parse_utterance(name, read_file(name, folder, follow_links=False))
-    os.close(folder)
+    names = sorted(name for name in os.listdir(folder) if is_utterance(name, (), ()))
+    return folder, Files(names, folder, follow_links=False)
+
+
+def read(some: Sequence[Speaker]) -> None:
+    """As a process of ours reads: the files of the next speaker are asked for before those of this one are read."""
+    opened = map(open_files, some)
+    following = next(opened, None)
+    while following is not None:
+        (folder, files), following = following, next(opened, None)
+        if following is not None:
+            following[1].ask()
+        for name in files.names:
+            parse_utterance(name, files.read_next())
+        os.close(folder)
 
 
 def bound(corpus: str, processes: int) -> None:
+    everyone = speakers(corpus)
+    chunks = [everyone[begin : begin + READ_AT_ONCE] for begin in range(0, len(everyone), READ_AT_ONCE)]
     with multiprocessing.Pool(processes) as pool:
-        for _ in pool.imap_unordered(read, speakers(corpus), READ_AT_ONCE):
+        for _ in pool.imap_unordered(read, chunks):
             pass
 
 
 def compute_split(split: list[Speaker], output: str) -> None:
-    for corpus, dataset, name in split:
-        folder = os.open(os.path.join(corpus, dataset, name), os.O_RDONLY | os.O_DIRECTORY)
-        names = sorted(name for name in os.listdir(folder) if is_utterance(name, (), ()))
-        mean = mean_of(names, folder, follow_links=False, on_problem=lambda name, bad: None)
+    for speaker in split:
+        _, dataset, name = speaker
+        folder, files = open_files(speaker)
+        mean = mean_of(files, on_problem=lambda name, bad: None)
         os.close(folder)
         os.makedirs(os.path.join(output, dataset), exist_ok=True)
         write_whole(os.path.join(output, dataset, f"{name}.pkl"), encode_pickle(make_result(mean, dataset, name)))

@@ -16,13 +16,14 @@ import resource
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from workers.embeddings.result import FORMATS, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import SpeakerFailed, mean_of
-from workers.embeddings.utterance import BadUtterance, is_utterance, read_file
+from workers.embeddings.utterance import BadUtterance, Files, is_utterance, read_file
 from workers.protocol import (
     EXIT_NOT_LOADED,
     EXIT_PROTOCOL_BROKEN,
@@ -154,8 +155,12 @@ def serve(incoming: int, outgoing: int) -> int:
             "numpy": np.__version__,
         }
     )
+    # One speaker ahead: the disk fetches the files of the next while those of this one are read.
+    work = desk.prepare(messages.get())
     while True:
-        desk.take(messages.get())
+        following = None if messages.empty() else desk.prepare(messages.get())
+        desk.take(work)
+        work = following or desk.prepare(messages.get())
 
 
 def _read(incoming: int, messages: queue.SimpleQueue[Message], reports: Reports) -> None:
@@ -173,6 +178,26 @@ def _read(incoming: int, messages: queue.SimpleQueue[Message], reports: Reports)
     except OSError:
         pass
     os._exit(EXIT_STOPPED)
+
+
+@dataclass
+class Work:
+    """A speaker that is asked for, and what of it is open."""
+
+    ticket: int
+    dataset: str
+    speaker: str
+    output: str
+    existing: list[str]
+    folder: int | None = None
+    files: Files | None = None
+    error: Exception | None = None
+
+    def close(self) -> None:
+        if self.files is not None:
+            self.files.close()
+        if self.folder is not None:
+            os.close(self.folder)
 
 
 class Desk:
@@ -198,22 +223,45 @@ class Desk:
             self._reports.tell()
             self._writer.send({"type": "beat", "progress": self._progress, "memory_bytes": resident})
 
-    def take(self, message: Message) -> None:
+    def prepare(self, message: Message) -> Work:
+        """Open a speaker's first files, unless its result may be there already; what is wrong is for ``take``."""
+        work = Work(message["ticket"], message["dataset"], message["speaker"], message["output"], message["existing"])
+        if not any(map(os.path.lexists, work.existing)):
+            try:
+                self._open(work)
+            except (OSError, MemoryError) as error:
+                work.error = error
+        return work
+
+    def take(self, work: Work) -> None:
         """Raises nothing for a speaker's sake; what is wrong with one is its result."""
-        ticket, dataset, speaker = message["ticket"], message["dataset"], message["speaker"]
         self._advance()
-        for position, path in enumerate(message["existing"]):
-            if (known := self._known(path, dataset, speaker)) is not None:
-                self._reports.add({"ticket": ticket, "status": "skipped", "existing": position, **known})
-                return
         try:
-            self._compute(ticket, dataset, speaker, message["output"])
+            for position, path in enumerate(work.existing):
+                if (known := self._known(path, work.dataset, work.speaker)) is not None:
+                    self._reports.add({"ticket": work.ticket, "status": "skipped", "existing": position, **known})
+                    return
+            if work.error is not None:
+                raise work.error
+            if work.files is None:
+                self._open(work)
+            self._compute(work)
         except SpeakerFailed as failure:
-            self._answer_failed(ticket, failure.code, str(failure), failure.failed)
+            self._answer_failed(work.ticket, failure.code, str(failure), failure.failed)
         except OSError as error:
-            self._answer_failed(ticket, "unreadable", f"its folder can't be read: {error.strerror or error}", 0)
+            words = f"its folder can't be read: {error.strerror or error}"
+            self._answer_failed(work.ticket, "unreadable", words, 0)
         except MemoryError:
-            self._answer_failed(ticket, "too_large", "it needs more memory than a process may use", 0)
+            self._answer_failed(work.ticket, "too_large", "it needs more memory than a process may use", 0)
+        finally:
+            work.close()
+
+    def _open(self, work: Work) -> None:
+        work.folder = self._corpus.open_speaker(work.dataset, work.speaker)
+        names = self._corpus.utterances(work.folder)
+        work.files = Files(names, work.folder, follow_links=self._corpus.follow_links)
+        if len(names) >= self._corpus.min_utterances:
+            work.files.ask()
 
     def _advance(self) -> None:
         self._progress += 1
@@ -236,34 +284,27 @@ class Desk:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
 
-    def _compute(self, ticket: int, dataset: str, speaker: str, output: str) -> None:
-        corpus = self._corpus
-        folder = corpus.open_speaker(dataset, speaker)
-        try:
-            names = corpus.utterances(folder)
-            if len(names) < max(corpus.min_utterances, 1):
-                self._reports.add({"ticket": ticket, "status": "too_few", "found": len(names)})
-                return
-            mean = mean_of(
-                names,
-                folder,
-                follow_links=corpus.follow_links,
-                on_problem=lambda name, bad: self._tell_problem(ticket, name, bad),
-                on_read=self._advance,
-            )
-        finally:
-            os.close(folder)
-        data = encode(make_result(mean, dataset, speaker), corpus.form)
+    def _compute(self, work: Work) -> None:
+        files = work.files
+        assert files is not None
+        found = len(files.names)
+        if found < max(self._corpus.min_utterances, 1):
+            self._reports.add({"ticket": work.ticket, "status": "too_few", "found": found})
+            return
+        mean = mean_of(
+            files, on_problem=lambda name, bad: self._tell_problem(work.ticket, name, bad), on_read=self._advance
+        )
+        data = encode(make_result(mean, work.dataset, work.speaker), self._corpus.form)
         result = {
-            "ticket": ticket,
+            "ticket": work.ticket,
             "status": "ok",
-            "found": len(names),
+            "found": found,
             "utterances": len(mean.utterance_ids),
             "failed": mean.failed,
             "dim": int(mean.embedding.size),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        self._unfinished.put((output, data, result))
+        self._unfinished.put((work.output, data, result))
 
     def _tell_problem(self, ticket: int, name: str, bad: BadUtterance) -> None:
         message = str(bad)[:MESSAGE_CHARACTERS]

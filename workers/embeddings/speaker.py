@@ -7,14 +7,14 @@ same to the bit for any number of processes, and memory does not grow with the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.embeddings.utterance import BadUtterance, Utterance, parse_utterance, read_file
+from workers.embeddings.utterance import BadUtterance, Files, Utterance, parse_utterance
 
 ROWS = 64
 """Vectors that are checked and summed at a time: enough that numpy's cost for a call is shared, few enough to stay in
@@ -43,15 +43,10 @@ class Mean:
 
 
 def mean_of(
-    names: Sequence[str],
-    folder: int,
-    *,
-    follow_links: bool,
-    on_problem: Callable[[str, BadUtterance], None],
-    on_read: Callable[[], None] = lambda: None,
+    files: Files, *, on_problem: Callable[[str, BadUtterance], None], on_read: Callable[[], None] = lambda: None
 ) -> Mean:
-    """The mean of the files ``names`` (sorted) in the open ``folder``. ``on_problem`` hears of each that can't be used;
-    ``on_read`` is called for every file.
+    """The mean of ``files``, whose names are sorted. ``on_problem`` hears of each that can't be used; ``on_read`` is
+    called for every file.
 
     Raises:
         SpeakerFailed: none can be used, or they differ in their number of dimensions.
@@ -59,10 +54,10 @@ def mean_of(
     total = _Sum(on_problem)
     # What is too large for float64 is found by its result.
     with np.errstate(all="ignore"):
-        for name in names:
+        for name in files.names:
             on_read()
             try:
-                utterance = parse_utterance(name, read_file(name, folder, follow_links=follow_links))
+                utterance = parse_utterance(name, files.read_next())
             except BadUtterance as bad:
                 total.fail(name, bad)
             except MemoryError:

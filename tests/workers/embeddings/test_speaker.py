@@ -17,7 +17,7 @@ import pytest
 
 from workers.embeddings.result import STATS, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import ROWS, Mean, SpeakerFailed, mean_of
-from workers.embeddings.utterance import BadUtterance
+from workers.embeddings.utterance import BadUtterance, Files
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -38,7 +38,8 @@ def compute(folder: Path, embeddings: Sequence[Any]) -> tuple[Mean, dict[str, st
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return mean_of(sorted(os.listdir(folder)), descriptor, follow_links=False, on_problem=note), problems
+        files = Files(sorted(os.listdir(folder)), descriptor, follow_links=False)
+        return mean_of(files, on_problem=note), problems
     finally:
         os.close(descriptor)
 
