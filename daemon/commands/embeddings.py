@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -47,11 +48,19 @@ def execute(invocation: Invocation, asked: Asked) -> int:
     settings = invocation.settings(extra=_overrides(asked))
     utterances_dir = _folder(asked.utterances_dir, settings.embeddings.utterances_dir, "utterances_dir")
     speakers_dir = _folder(asked.speakers_dir, settings.embeddings.speakers_dir, "speakers_dir")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _interrupt)
     try:
         return anyio.run(_compute, settings, utterances_dir, speakers_dir)
     except KeyboardInterrupt:
         complain("stopped. What is finished stays; the same command goes on from there.")
         raise
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """To be told to end is the same as Ctrl-C: what is half done is cleared away, and the log is whole."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def _overrides(asked: Asked) -> list[str]:
@@ -110,7 +119,16 @@ async def _compute(settings: Settings, utterances_dir: Path, speakers_dir: Path)
             tally.add(one)
             log.report(one)
 
-        computation = Computation(corpus, options, places, Listener(report, log.problem, log.note))
+        told = False
+
+        def note(level: str, line: str) -> None:
+            nonlocal told
+            log.note(level, line)
+            if level == "error" and not told:  # nothing goes on: whoever looks at the bar must know why
+                complain(plain(line))
+                told = True
+
+        computation = Computation(corpus, options, places, Listener(report, log.problem, note))
         with _view(console(), tally) as view:
             try:
                 await view.follow(computation)
@@ -218,7 +236,8 @@ def _summary(tally: Tally, options: Options, speakers_dir: Path, log: Path) -> l
 
 
 class RunLog:
-    """A line for every speaker and for every utterance that could not be used, beside the results.
+    """A line for every speaker and for every utterance that could not be used, beside the results. Once it is there it
+    never fails: on a full disk it says later how many lines are missing.
 
     Raises:
         OSError: it can't be made.
@@ -230,10 +249,12 @@ class RunLog:
         while True:
             self.path = folder / (f"{stem}.log" if number == 1 else f"{stem}_{number}.log")
             try:
-                self._file: IO[str] = self.path.open("x", encoding="utf-8", errors="backslashreplace")
+                self._file: IO[bytes] = self.path.open("xb", buffering=0)
                 break
             except FileExistsError:
                 number += 1
+        self._missing = 0
+        self._torn = False
 
     def __enter__(self) -> RunLog:
         return self
@@ -242,11 +263,23 @@ class RunLog:
         self._file.close()
 
     def write(self, level: str, line: str) -> None:
-        print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {level:7} {plain(line)}", file=self._file)
+        text = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {level:7} {plain(line)}\n"
+        if self._missing:
+            missing = f"WARNING {plural(self._missing, 'line')} could not be written here"
+            text = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {missing}\n{text}"
+        data = (b"\n" if self._torn else b"") + text.encode("utf-8", "backslashreplace")
+        try:
+            written = self._file.write(data) or 0
+        except OSError:
+            written = 0
+        if written == len(data):
+            self._missing, self._torn = 0, False
+        else:
+            self._missing += 1
+            self._torn = self._torn or written > 0
 
     def note(self, level: str, line: str) -> None:
         self.write(level.upper(), line)
-        self._file.flush()
 
     def report(self, report: Report) -> None:
         level, words = describe(report)

@@ -28,11 +28,15 @@ Status = Literal["ok", "skipped", "too_few", "failed"]
 
 LISTED_AT_ONCE = 256
 BEAT_SECONDS = 1.0
+START_S = 60.0
+"""How long a process may take to start at least: its imports may come from a slow disk, or a busy machine."""
 STACKS_S = 0.3
 """How long a process that hangs has to say where."""
 DEAD_STARTS = 3
 """Processes that end before they are ready, one after the other, until the run is given up."""
 SPACE_CHECK_S = 2.0
+OLD_S = 3600.0
+"""After so long nobody is writing a half-written file any more."""
 
 
 class ComputationFailed(Exception):
@@ -161,16 +165,21 @@ class Computation:
         Raises:
             ComputationFailed: see there.
         """
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._list)
-            tasks.start_soon(self._count)
-            tasks.start_soon(self._watch)
-            while not self._over:
-                self._deal(tasks)
-                await self._wake.wait()
-                self._wake = anyio.Event()
-            # Nothing is out any more: to end them at once loses nothing.
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._list)
+                tasks.start_soon(self._count)
+                tasks.start_soon(self._watch)
+                while not self._over:
+                    self._deal(tasks)
+                    await self._wake.wait()
+                    self._wake = anyio.Event()
+                # Nothing is out any more: to end them at once loses nothing.
+                tasks.cancel_scope.cancel()
+        finally:
+            # Stopped from outside: they are dead by now, and were writing.
+            for number, process in self._processes.items():
+                self._remove_leftovers(number, process)
         await anyio.to_thread.run_sync(_sync, self._folders)
         if self._failure is not None:
             raise ComputationFailed(self._failure)
@@ -330,7 +339,8 @@ class Computation:
     def _take(self, number: int, result: dict[str, Any]) -> None:
         now = anyio.current_time()
         if result["status"] == "disk_full":
-            self._listener.note("error", f"waiting for disk space: {result['message']}")
+            if not self._paused:
+                self._listener.note("error", f"waiting for disk space: {result['message']}")
             self._dealer.give_back(number, result["ticket"], now)
             self._paused = True
             return
@@ -353,10 +363,12 @@ class Computation:
             now = anyio.current_time()
             overdue = self._dealer.overdue(now, self._options.timeout_s)
             for number, process in list(self._processes.items()):
-                starting = not process.ready and now - process.started_at > self._options.timeout_s
+                starting = not process.ready and now - process.started_at > max(self._options.timeout_s, START_S)
                 if process.reason is not None or not (starting or number in overdue):
                     continue
-                process.reason = f"it did not come on for {self._options.timeout_s:g} s"
+                process.reason = (
+                    "it did not start in time" if starting else f"it did not come on for {self._options.timeout_s:g} s"
+                )
                 process.transport.tell_stacks()
                 await anyio.sleep(STACKS_S)
                 process.transport.kill()
@@ -377,6 +389,8 @@ def _sync(folders: set[str]) -> None:
     for folder in folders | {os.path.dirname(folder) for folder in folders}:
         with suppress(OSError):
             files.fsync_folder(Path(folder))
+            # Of runs that were killed, themselves and not only their processes. Another may be writing right now.
+            files.remove_temporary_files(Path(folder), older_than_s=OLD_S)
 
 
 def _count(speakers: Iterator[Speaker]) -> int | None:

@@ -73,13 +73,13 @@ class Corpus:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    self.unreadable[dataset] = error.strerror
+                    self.unreadable[dataset] = error.strerror or str(error)
                     continue
                 try:
                     for name in self._folders(above):
                         yield Speaker(dataset, name, self._weight(name, above) if weigh else 0)
                 except OSError as error:
-                    self.unreadable[dataset] = error.strerror
+                    self.unreadable[dataset] = error.strerror or str(error)
                 finally:
                     os.close(above)
         finally:

@@ -174,14 +174,14 @@ class EmbeddingsRun(JobRun):
                     await self._computation.run()
                 except ComputationFailed as failure:
                     job.failure = "computation_failed", str(failure)
-                else:
-                    job.failure = _unread(corpus)
             self._computation = None
             self._computed = True
             self._changed.set()
             self._tell_others()
         if job.cancelled or job.failure is not None:
             await self._end_the_rest(corpus, options)
+        else:
+            job.failure = _unread(corpus)
 
     def _share(self) -> int:
         """How many processes this job may use now."""

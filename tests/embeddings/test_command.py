@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daemon.commands.embeddings import RunLog
 from tests.embeddings.corpora import REFERENCE, make_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,3 +219,43 @@ def test_a_folder_may_be_reached_through_links(tmp_path: Path) -> None:
     (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere/d")
     assert compute(tmp_path).returncode == 0
     assert list(results(tmp_path / "out")) == ["linked/s"]
+
+
+FULL_DISK = """
+import errno, os
+def rename(source, target):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.rename = rename
+"""
+
+
+def test_a_full_disk_is_told_and_the_end_is_clean(tmp_path: Path) -> None:
+    """It is waited for, with a word about it; a SIGTERM is obeyed like Ctrl-C, and nothing half-written stays."""
+    make_corpus(tmp_path / "in", {"d/s": 2})
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    command = [sys.executable, "-m", "daemon", "embeddings", "--utterances_dir", "in", "--speakers_dir", "out"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "waiting for disk space" in process.stderr.readline()
+        process.terminate()
+        assert "goes on from there" in process.stderr.read()
+    assert process.returncode == 130
+    assert not list((tmp_path / "out/d").iterdir())
+    assert "waiting for disk space" in log_of(tmp_path / "out")
+
+
+def test_a_log_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> None:
+    """It never ends the run."""
+    log = RunLog(tmp_path)
+    real = log._file
+    with open("/dev/full", "wb", buffering=0) as full:
+        log._file = full
+        log.write("INFO", "first")
+        log.write("INFO", "second")
+    log._file = real
+    with log:
+        log.write("INFO", "third")
+    missing, third = log_of(tmp_path).splitlines()
+    assert "2 lines could not be written" in missing
+    assert third.endswith("third")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 
@@ -166,6 +168,22 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert any("waiting for disk space" in note for note in run.notes)
 
 
+async def test_a_run_that_is_stopped_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """The processes are killed in the middle of whatever they do."""
+    make_corpus(tmp_path / "in", SPEAKERS)
+    (tmp_path / "out/d").mkdir(parents=True)
+
+    def stop(speaker: Speaker) -> None:
+        for pid in _ours():
+            (tmp_path / f"out/d/.{pid:x}-0123456789ab.part").touch()
+        scope.cancel()
+
+    run = Run(tmp_path, processes=1, on_send=stop)
+    with anyio.CancelScope() as scope:
+        await run.run()
+    assert not [path.name for path in (tmp_path / "out/d").iterdir() if path.suffix == ".part"]
+
+
 FULL_DISK = """
 import errno, os
 real = os.rename
@@ -206,6 +224,25 @@ def test_a_jobs_corpus_lies_inside_the_allowed_roots(tmp_path: Path) -> None:
         with pytest.raises(CorpusRefused) as caught:
             Corpus(path, allowed_roots=roots)
         assert caught.value.code == code
+
+
+def test_what_can_not_be_listed_ends_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links in a circle are no folders; a dataset that may not be read is named."""
+    make_corpus(tmp_path, {"open/s": 1, "shut/s": 1})
+    for link in ("self", "open/self"):
+        (tmp_path / link).symlink_to("self")
+    opened = os.open
+
+    def refuse(path: object, flags: int, *rest: object, **more: object) -> int:
+        if path == "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    corpus = Corpus(tmp_path, allowed_roots=None)
+    monkeypatch.setattr(os, "open", refuse)
+    assert listed(corpus) == {"open/s"}
+    assert corpus.unreadable == {"shut": "Permission denied"}
+    corpus.close()
 
 
 async def test_nothing_is_reached_through_a_link_in_a_jobs_corpus(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ from workers.protocol import (
 from workers.serve import FrameWriter
 
 READ_BYTES = 1 << 16
-FINISHERS = 16
+FINISHERS = 8
 """Threads that sync results. A sync waits for a commit of the file system, some milliseconds, and all that wait at the
-same time share it: on ext4, four threads were ten times as fast as one. So many keep up with a process that computes
-four speakers a millisecond."""
+same time share it: on ext4, four threads were ten times as fast as one. More of them cost the main thread more than
+they save, since each that wakes wants the interpreter from it."""
 
 MOST_UNFINISHED = 128
 """Results made and not synced: a disk that does not keep up holds up the main thread, not the memory."""
@@ -207,7 +207,8 @@ class Desk:
         self._corpus = corpus
         self._writer = writer
         self._reports = reports
-        self._unfinished: queue.Queue[tuple[str, bytes, dict[str, Any]]] = queue.Queue(MOST_UNFINISHED)
+        self._unfinished: queue.SimpleQueue[tuple[str, bytes, dict[str, Any]]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(MOST_UNFINISHED)
         for _ in range(FINISHERS):
             threading.Thread(target=self._finish, name="finisher", daemon=True).start()
         self._folders: set[str] = set()
@@ -304,6 +305,7 @@ class Desk:
             "dim": int(mean.embedding.size),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+        self._room.acquire()
         self._unfinished.put((work.output, data, result))
 
     def _tell_problem(self, ticket: int, name: str, bad: BadUtterance) -> None:
@@ -314,6 +316,7 @@ class Desk:
         """A finisher thread."""
         while True:
             self._finish_one(*self._unfinished.get())
+            self._room.release()
 
     def _finish_one(self, output: str, data: bytes, result: dict[str, Any]) -> None:
         """The file under its name, whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.embeddings.utterance import MOST_BYTES, BadUtterance, Utterance, is_utterance, parse_utterance, read_file
+from workers.embeddings.utterance import (
+    MOST_BYTES,
+    OPEN_AT_ONCE,
+    BadUtterance,
+    Files,
+    Utterance,
+    is_utterance,
+    parse_utterance,
+    read_file,
+)
 
 VECTOR = np.array([0.5, -1.0, 2.0], dtype=np.float32)
 
@@ -134,6 +144,39 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
                 read_file(name, folder, follow_links=False)
             assert caught.value.code == code, name
     finally:
+        os.close(folder)
+
+
+def test_files_are_read_in_their_order_whatever_they_are(tmp_path: Path) -> None:
+    """More than may be open at once; a bad one is told at its own turn; a limit of descriptors costs nothing."""
+    names = [f"{number:03}.pkl" for number in range(OPEN_AT_ONCE + 5)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    (tmp_path / names[1]).unlink()
+    (tmp_path / names[2]).unlink()
+    os.mkfifo(tmp_path / names[2])
+    folder = os.open(tmp_path, os.O_RDONLY)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        for most in (limits[0], max(map(int, os.listdir("/proc/self/fd"))) + 10):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+            files = Files(names, folder, follow_links=False)
+            files.ask()
+            read = []
+            for _ in names:
+                try:
+                    read.append(files.read_next().decode())
+                except BadUtterance as bad:
+                    read.append(bad.code)
+            assert read == [names[0], "unreadable", "not_regular", *names[3:]]
+            assert len(os.listdir("/proc/self/fd")) == before
+        files = Files(names, folder, follow_links=False)
+        files.ask()
+        files.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.close(folder)
 
 
