@@ -31,6 +31,11 @@ def settings_in(folder: Path, *overrides: str) -> Settings:
     return settings
 
 
+def names_below(folder: Path) -> set[str]:
+    """The names of all that lies anywhere in ``folder``, while a daemon takes folders away in it."""
+    return {name for _, folders, plain in os.walk(folder) for name in (*folders, *plain)}
+
+
 def job_document(texts: Sequence[str] = ("one", "two", "three"), **more: Any) -> dict[str, Any]:
     """A job of one speaker, whose reference is refs/anna.wav."""
     return {
