@@ -19,7 +19,8 @@ SERVICE_PYTHON ?= $(shell for name in /usr/bin/python3 /usr/local/bin/python3 $(
 
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
-PIP_OPTIONS := --quiet --quiet --disable-pip-version-check --no-input
+# No warnings: packages of requirements/full.txt are there on purpose without what they ask for and dubd never uses.
+PIP_OPTIONS := --quiet --quiet --disable-pip-version-check --no-input --no-warn-conflicts
 PIP = $(IN_VENV) -m pip install $(PIP_OPTIONS)
 
 # An environment is up to date when it holds the stamp of its Python and of the locks as they are now.
