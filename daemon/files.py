@@ -105,6 +105,23 @@ class Disk:
 disk = Disk()
 """Every change passes here."""
 
+NO_THREAD = "can't start new thread"
+"""What Python says with its RuntimeError when the kernel gives it no memory, or no task, for one."""
+
+
+@contextlib.contextmanager
+def shortage_as_os_error() -> Iterator[None]:
+    """Tell of the machine's want of memory by OSError: whoever waits for a disk can wait for that too."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
+            raise
+        raise OSError(errno.EAGAIN, NO_THREAD) from error
+
+
 _syncers = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="sync")
 
 

@@ -46,6 +46,7 @@ class Rejection:
     incomplete: bool
 
 
+@files.shortage_as_os_error()
 def accept(
     claim: Claim,
     settings: Settings,
@@ -58,7 +59,8 @@ def accept(
     kept.
 
     Raises:
-        OSError: the disk or the share failed; nothing is decided and the claim stands.
+        OSError: the disk or the share failed, or the machine is short of memory; nothing is decided and the claim
+            stands.
     """
     jobs = settings.paths.state / "jobs"
     try:

@@ -192,6 +192,25 @@ def test_a_failure_at_any_step_leaves_the_claim(settings: Settings) -> None:
     assert failures > 15
 
 
+@pytest.mark.parametrize("shortage", [MemoryError(), RuntimeError(files.NO_THREAD)])
+def test_a_machine_short_of_memory_leaves_the_claim(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, shortage: Exception
+) -> None:
+    """No job is refused for what the machine lacks at the moment."""
+
+    def submit(*_: object) -> None:
+        raise shortage
+
+    taken = claim(settings, job_document())
+    with monkeypatch.context() as short:
+        short.setattr(files._syncers, "submit", submit)
+        with pytest.raises(OSError, match=r"memory|thread"):
+            accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+    assert os.listdir(settings.paths.state / "jobs") == [] and taken.file.exists()
+    job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+    assert isinstance(job, LiveJob) and job.token == taken.token
+
+
 # --- keys and seeds ----------------------------------------------------------------------------------------
 
 

@@ -170,8 +170,8 @@ def test_the_log_tells_the_story_that_people_look_for(dubd: DaemonUnderTest) -> 
         "[Worker 0] Starting on cpu, loading the draft engine",
         "[Worker 1] Models loaded! Ready on cpu",
         "[Main] Total tasks: 46",
-        "[Main] Worker 0: 3 speakers, 24 texts",
-        "[Main] Worker 1: 3 speakers, 22 texts",
+        "[Main] Worker 0: 3 speakers (IDs: [ines, mara, lin]), 24 texts",
+        "[Main] Worker 1: 3 speakers (IDs: [teo, okafor, bo]), 22 texts",
         "[Main] All done! Generated 46/46 segments",
     ):
         assert expected in events
