@@ -60,9 +60,9 @@ bench: $(if $(filter-out daemon,$(firstword $(ARGS))),full,light) ## measure the
 
 # --- Checks --------------------------------------------------------------------------------------------------
 
-# Three processes for two cores: one test waits for a worker while others work. A file's tests share what they set up; files
-# go in their order, in which the long ones come early, so that no process is left alone with them at the end.
-TEST_PROCESSES ?= 3
+# Two processes: one test waits for a worker while another works. A file's tests share what they set up; files go in their
+# order, in which the long ones come early, so that neither process is left alone with them at the end.
+TEST_PROCESSES ?= 2
 
 test: full ray ## every test, the fish engine's and the cluster's too (ARGS="-k inbox" for some)
 	@$(IN_VENV) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
