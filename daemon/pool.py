@@ -199,7 +199,7 @@ class Pool:
             handle.pending.clear()
             for ticket in handle.tickets.values():
                 if ticket.began_at is None:
-                    handle.transport.send({"type": "cancel", "ticket": ticket.number})
+                    handle.transport.send({"type": "recall", "ticket": ticket.number})
 
     def stop_listening(self) -> None:
         """From now on nothing that a worker says or does is an event: the daemon ends."""
@@ -265,10 +265,10 @@ class Pool:
                 self._host.suspected(job, position)
             case events.Tried(job, position, tries):
                 self._host.tried(job, position, tries)
-            case events.Recall(worker, generation, ticket):
+            case events.Recall(worker, generation, ticket, begun):
                 handle = self._handle(worker, generation)
                 if handle is not None:
-                    self._recall(handle, ticket)
+                    self._recall(handle, ticket, begun)
             case events.StartWorker(worker, generation, gpu, node):
                 assert self._tasks is not None
                 place = WorkerSpec(worker, gpu, node)
@@ -357,11 +357,11 @@ class Pool:
             )
         )
 
-    def _recall(self, handle: Handle, ticket: int) -> None:
+    def _recall(self, handle: Handle, ticket: int, begun: bool) -> None:
         if ticket in handle.pending:
             handle.pending.remove(ticket)  # it is given back when its try has been recorded
         else:
-            handle.transport.send({"type": "cancel", "ticket": ticket})
+            handle.transport.send({"type": "cancel" if begun else "recall", "ticket": ticket})
 
     def _send(self, handle: Handle, command: Dispatch) -> None:
         message, file = self._host.speak_message(command.ticket, command.job, command.position)

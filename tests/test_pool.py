@@ -295,7 +295,7 @@ async def test_draining_asks_for_what_has_not_begun(stage: Stage) -> None:
     transport.say("began", ticket=1)
     stage.apply(events.DispatchPaused)
     stage.pool.recall_unbegun()
-    assert transport.asked("cancel") == [2, 3]
+    assert transport.asked("recall") == [2, 3]
     for ticket in (2, 3):
         transport.say("cancelled", ticket=ticket, began=False)
     assert stage.pool.holding() == 1

@@ -15,7 +15,8 @@ The life of a worker, seen on the pipe (``>`` from the daemon, ``<`` from the wo
     < began     {ticket}                                      the segment has taken a slot
     < spoken    {ticket, frames, sample_rate, seed, truncated, generate_s, ...}
     < failed    {ticket, code, message, retryable, slots?}    slots: how many are left after running out of memory
-    > cancel    {ticket}
+    > recall    {ticket}                                      to give back if it has not begun; else no answer
+    > cancel    {ticket}                                      to give back if it has not ended; else no answer
     < cancelled {ticket, began}                               given back; no WAV will follow
     > encode    {ticket, voice, output}                       a reference recording to codec codes (.npy)
     < encoded   {ticket, frames, generate_s}
@@ -43,7 +44,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 EXIT_STOPPED = 0
 """Told to stop, or the daemon is gone."""

@@ -232,15 +232,21 @@ class Desk:
             if segment.ticket in self._held or segment.ticket in self._running:
                 raise ProtocolError(f"ticket {segment.ticket} is here already")
             self._held[segment.ticket] = segment
+        elif kind == "recall":
+            self._recall(message.get("ticket"))
         elif kind == "cancel":
             self._cancel(message.get("ticket"))
         else:
             raise ProtocolError(f"no message of type {kind!r} is known")
 
+    def _recall(self, ticket: Any) -> bool:
+        if self._held.pop(ticket, None) is None:
+            return False
+        self._writer.send({"type": "cancelled", "ticket": ticket, "began": False})
+        return True
+
     def _cancel(self, ticket: Any) -> None:
-        if self._held.pop(ticket, None) is not None:
-            self._writer.send({"type": "cancelled", "ticket": ticket, "began": False})
-        elif ticket in self._running and self._engine.cancel(ticket):
+        if not self._recall(ticket) and ticket in self._running and self._engine.cancel(ticket):
             del self._running[ticket]
             self._writer.send({"type": "cancelled", "ticket": ticket, "began": True})
 

@@ -309,11 +309,10 @@ class Core:
             return  # it ended while the wish was on its way, or was wished twice
         job.cancelled = True
         for ticket in job.tickets.values():
-            # One that has begun may have ignored a recall made for an idle worker; this one it must obey.
-            if ticket.begun or not ticket.recalled:
-                worker = self._supervisor.workers[ticket.load.worker]
-                if worker.state == "ready":
-                    self._commands.append(Recall(worker.number, worker.generation, ticket.number))
+            # Also what was recalled already: it may have begun before the worker heard of that.
+            worker = self._supervisor.workers[ticket.load.worker]
+            if worker.state == "ready":
+                self._commands.append(Recall(worker.number, worker.generation, ticket.number, begun=True))
             ticket.load.recall(ticket, None)
             self._place(ticket.load.worker)
         waiting = self._backlog.withdraw(job) + list(job.alone.values())
@@ -634,7 +633,7 @@ class Core:
         for ticket in load.tickets.values():
             if not ticket.begun and not ticket.recalled:
                 load.recall(ticket, None)
-                self._commands.append(Recall(number, worker.generation, ticket.number))
+                self._commands.append(Recall(number, worker.generation, ticket.number, begun=False))
         self._place(number)
 
     def _dealable(self) -> list[int]:
@@ -677,7 +676,7 @@ class Core:
             ticket = load.last_queued()
             load.recall(ticket, idle)
             generation = self._supervisor.workers[crowded].generation
-            self._commands.append(Recall(crowded, generation, ticket.number))
+            self._commands.append(Recall(crowded, generation, ticket.number, begun=False))
             self._place(crowded)
             self._place(idle.worker)
 

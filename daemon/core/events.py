@@ -261,11 +261,12 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Ask the worker to give the segment back, if it has not begun or its job was cancelled."""
+    """Ask the worker to give the segment back, if it has not begun. ``begun``: or has; its job was cancelled."""
 
     worker: int
     generation: int
     ticket: int
+    begun: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ class SimulatedPool:
                 self.later(0, lambda: self._fill(process))
             case Recall():
                 process = self._process(command.worker, command.generation)
-                self.later(0, lambda: self._recall(process, command.ticket))
+                self.later(0, lambda: self._recall(process, command.ticket, command.begun))
             case SegmentEnded():
                 key = (command.job, command.position)
                 assert key not in self.ended, "ended twice"
@@ -312,7 +312,7 @@ class SimulatedPool:
             self.tell(check)
         self._fill(process)
 
-    def _recall(self, process: Process, ticket: int) -> None:
+    def _recall(self, process: Process, ticket: int, begun: bool) -> None:
         if not process.alive or process.hung:
             return
         at, worker, generation = self.desk.at, process.worker, process.generation
@@ -322,7 +322,7 @@ class SimulatedPool:
                 self.tell(SegmentReleased(at, worker, generation, ticket, False))
                 return
         dispatch = process.running.get(ticket)  # type: ignore[assignment]
-        if dispatch is not None and (dispatch.job in self.cancelled or self.random.random() < 0.5):
+        if begun and dispatch is not None:
             del process.running[ticket]
             self.tell(SegmentReleased(at, worker, generation, ticket, True))
             self._fill(process)

@@ -186,10 +186,8 @@ class Shell:
                 self._dispatch(command)
             case events.Recall():
                 handle = self._handle(command.worker, command.generation)
-                dispatch = handle.tickets.get(command.ticket)
-                obey = dispatch is not None and self.jobs[dispatch.job].cancelled
-                process, ticket = handle.process, command.ticket
-                self._world.later(0.0, lambda: process.recall(ticket, obey=obey))
+                process, ticket, begun = handle.process, command.ticket, command.begun
+                self._world.later(0.0, lambda: process.recall(ticket, begun=begun))
             case events.Suspected():
                 self._world.suspected((command.job, command.position))
                 live = self._live(command.job, command.position)

@@ -195,8 +195,8 @@ class WorkerProcess:
                 self.queue.popleft()
         self.fill()
 
-    def recall(self, ticket: int, *, obey: bool) -> None:
-        """``obey``: even a segment that has begun is given up."""
+    def recall(self, ticket: int, *, begun: bool) -> None:
+        """``begun``: even a segment that has begun is given up."""
         if not self.acts:
             return
         for dispatch in self.queue:
@@ -204,7 +204,7 @@ class WorkerProcess:
                 self.queue.remove(dispatch)
                 self.around.tell(self, Cancelled(ticket, began=False))
                 return
-        if ticket in self.running and (obey or self.around.random.random() < 0.5):
+        if begun and ticket in self.running:
             del self.running[ticket]
             self.around.tell(self, Cancelled(ticket, began=True))
             self.fill()

@@ -152,6 +152,18 @@ def test_a_held_segment_is_given_back_as_not_begun(start_worker: StartWorker) ->
     assert not worker.wav(second).exists()
 
 
+def test_recalling_leaves_what_has_begun(start_worker: StartWorker) -> None:
+    """The recall may have crossed the ``began``: what is half spoken would only have to be spoken again."""
+    worker = start_worker("faulty:Faulty")
+    worker.start(slots=1)
+    first, second = worker.speak("{wait}"), worker.speak("two")
+    worker.receive("began", ticket=first)
+    worker.send({"type": "recall", "ticket": first}, {"type": "recall", "ticket": second}, {"type": "recall"})
+    assert worker.receive("cancelled") == {"type": "cancelled", "ticket": second, "began": False}
+    worker.send({"type": "cancel", "ticket": first})
+    assert worker.answer(first) == {"type": "cancelled", "ticket": first, "began": True}
+
+
 def test_cancelling_what_is_not_there_does_nothing(start_worker: StartWorker) -> None:
     """The answer may have crossed the cancel on its way."""
     worker = start_worker("silence")

@@ -75,7 +75,7 @@ class Liar:
             self.say(self.ready())
         elif kind == "speak":
             self._held.append(message)
-        elif kind == "cancel":
+        elif kind in ("recall", "cancel"):
             for held in self._held:
                 if held["ticket"] == message["ticket"]:
                     self._held.remove(held)
