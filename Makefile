@@ -64,6 +64,9 @@ bench: $(if $(filter-out daemon,$(firstword $(ARGS))),full,light) ## measure the
 # order, in which the long ones come early, so that neither process is left alone with them at the end.
 TEST_PROCESSES ?= 2
 
+# With bytecode, whatever the environment says: the tests start some hundred daemons, and compiling them each time was a third
+# of it all.
+test reliability: export PYTHONDONTWRITEBYTECODE :=
 test: full ray ## every test, the fish engine's and the cluster's too (ARGS="-k inbox" for some)
 	@$(IN_VENV) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 

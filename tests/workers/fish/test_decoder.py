@@ -317,7 +317,7 @@ def test_steady_rows_are_bit_for_bit_the_same_in_any_company(weights: Weights) -
             Prompt(random_tokens(generator, weights, int(size), spoken=False)),
             random_tokens(generator, weights, 6, spoken=False),
             key,
-            60,
+            24,
             0.9,
             0.95,
             1.1,
