@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from daemon import files, outbox, results
+from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.footprint import result_bytes, segment_bytes
@@ -311,7 +311,11 @@ class JobRun:
 
     async def _finish(self) -> None:
         job = self.job
-        job.ended_at = time.time()
+        # Killed after its manifest, the daemon tells the same again: somebody may have read that and marked it.
+        told = await anyio.to_thread.run_sync(
+            outbox.told_end, self._folder, job.received_at, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
+        )
+        job.ended_at = told or round(time.time(), 3)  # as the manifest tells it
         await self._insist("looking at what was published", self._look_for_lost)
         await self._insist("writing the results", self._write_results)
         await self._write_progress(force=True)
@@ -378,9 +382,7 @@ class JobRun:
         ended_at = self.job.ended_at
 
         def write() -> None:
-            # Whoever has marked the earlier one as read since then has not seen this one.
-            results.forget_mark(folder)
-            sha256 = outbox.write_json(folder / "manifest.json", manifest)
+            sha256 = outbox.write_manifest(folder, manifest)
             self._jobs.ended.record(EndedJob(folder, self.job.job_id, sha256, ended_at))
 
         await anyio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)

@@ -53,9 +53,9 @@ def take(outbox: Path, job: LiveJob) -> Path:
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
     files.remove_leftovers(folder)
-    results.forget_mark(folder)
     manifest = folder / "manifest.json"
     if not job.taken and os.path.lexists(manifest):
+        results.forget_mark(folder)
         number = 1
         while True:
             try:
@@ -117,12 +117,37 @@ def publish(folder: Path, job: LiveJob, position: int) -> None:
     job.segments[position].published = True
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> str:
-    """A JSON file for other programs: UTF-8 as it is, a line feed at the end. The sha256 of its bytes, in hex."""
+def as_json(value: Any) -> bytes:
+    """A JSON file for other programs: UTF-8 as it is, a line feed at the end."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    data = text.encode("utf-8", "backslashreplace") + b"\n"
-    files.write_atomically(path, data, durable=durable)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    files.write_atomically(path, as_json(value), durable=durable)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The sha256 of its bytes, in hex. The same one that an earlier life of the daemon has written stays, with the mark
+    of who has read it since."""
+    data = as_json(manifest)
+    if results.manifest_bytes(folder) == data:
+        files.fsync_folder(folder)
+    else:
+        # Whoever has marked the earlier one as read has not seen this one.
+        results.forget_mark(folder)
+        files.write_atomically(folder / "manifest.json", data)
     return hashlib.sha256(data).hexdigest()
+
+
+def told_end(folder: Path, received_at: float) -> float | None:
+    """When the job that was received then has ended, as the manifest in its folder says that an earlier life of the
+    daemon has written; None where there is none."""
+    try:
+        timings = json.loads(results.manifest_bytes(folder) or b"")["timings"]
+        return float(timings["ended_at"]) if timings["received_at"] == round(received_at, 3) else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def manifest(job: LiveJob) -> dict[str, Any]:

@@ -104,6 +104,15 @@ def has_been_read(folder: Path) -> bool:
         return False
 
 
+def manifest_bytes(folder: Path) -> bytes | None:
+    """The manifest in ``folder`` as it is; None where there is none that can be read."""
+    try:
+        with _regular_file(folder / "manifest.json") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
 def weigh(ended: EndedJob) -> int:
     """The bytes of the job's folder, 0 when it is not ours any more.
 

@@ -11,10 +11,11 @@ with the most free slots, then recalls for those that are still idle.
 
 A segment that had begun when its worker died is a *suspect*. It is spoken alone: on a worker that holds nothing
 else and is given nothing else. Any worker that holds nothing takes one; when there is none, exactly one is drained
-(given nothing new). Only a death while alone counts, so a neighbour is never charged. A segment that was dispatched
-but not begun is not charged either, unless that happens again and again: after ``tries`` such deaths it becomes a
-suspect too, and from then on its deaths alone count, begun or not, since a segment that kills its worker before
-``began`` would otherwise do so for ever. What had begun in a place that is lost (a node) counts as not begun.
+(given nothing new). Only a death while alone counts, so a neighbour is never charged. As long as no worker is known to
+be sound, work that is no suspect comes first: should the worker be to blame, nothing is charged for it. A segment that
+was dispatched but not begun is not charged either, unless that happens again and again: after ``tries`` such deaths it
+becomes a suspect too, and from then on its deaths alone count, begun or not, since a segment that kills its worker
+before ``began`` would otherwise do so for ever. What had begun in a place that is lost (a node) counts as not begun.
 
 When the daemon itself dies, all suspects that were out alone are charged, for it can't be told which of them it was.
 Each of those is *accused*: from then on it is spoken with no other suspect out at any worker, so that the next death of
@@ -348,6 +349,7 @@ class Core:
             return
         load = self._credits.loads.get(worker.number)
         held = list(load.tickets.values()) if load else []
+        blamed = any(ticket.alone and ticket.begun and ticket.segment.tries for ticket in held)
         for ticket in held:
             self._take_back(ticket)
         if load is not None:
@@ -358,7 +360,7 @@ class Core:
         for ticket in reversed(held):
             if not ticket.begun or event.lost:
                 self._survive_unbegun(ticket, event.reason)
-        self._supervisor.gone(worker, event.reason, self._now, lost=event.lost)
+        self._supervisor.gone(worker, event.reason, self._now, lost=event.lost, blamed=blamed)
         if worker.state in ("broken", "retired"):
             others = [number for number in self._dealable() if number != worker.number]
             if others or worker.state == "retired":
@@ -704,13 +706,15 @@ class Core:
                     self._place(number)
 
     def _eligible_suspect(self) -> Segment | None:
-        """The first suspect, unless work of a higher priority waits, or it and one that is out would be suspected of
-        the same death of the daemon."""
+        """The first suspect, unless work of a higher priority waits, or any other that could show first whether a
+        worker is sound, or it and one that is out would be suspected of the same death of the daemon."""
         segment = self._suspects.peek()
         if segment is None or self._accused_in_flight or (segment.accused and self._alone_in_flight):
             return None
         top = self._backlog.top_priority
-        return segment if top is None or segment.job.priority >= top else None
+        if top is None or segment.job.priority > top:
+            return segment
+        return segment if segment.job.priority == top and self._supervisor.any_sound else None
 
     def _empty(self) -> Load | None:
         """A worker that holds nothing and may be given a suspect."""

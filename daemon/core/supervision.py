@@ -8,7 +8,8 @@ A crash is a process that ended without having been asked to. It counts when it 
 worker has finished no segment since its last crash; then the next start waits, twice as long each time, and
 ``breaker_crashes`` of them within ``breaker_window_s`` open the breaker: no start for ``breaker_open_s``, then a
 single one (half-open), whose crash opens it again. A finished segment clears all of it. The loss of the place
-that a process ran in (its node) is no crash.
+that a process ran in (its node) is no crash. Where no other worker is, the deaths of one segment that is alone count
+once for the breaker: the segment fails in the end, and nobody has to wait until then.
 
 A process grows old: by the segments that it has spoken, by its hours, by the memory that it has gained since it had
 settled (``recycle_*``). Then it is *recycled*: it gets no more work, finishes what it has begun, and a fresh one takes
@@ -291,10 +292,15 @@ class Supervisor:
         worker.error = None
         worker.forget_crashes()
 
-    def gone(self, worker: Worker, reason: str, at: float, *, lost: bool = False) -> None:
+    @property
+    def any_sound(self) -> bool:
+        """Whether a worker that may be given work has not crashed since it last finished a segment."""
+        return any(worker.open and not worker.failures for worker in self.workers.values())
+
+    def gone(self, worker: Worker, reason: str, at: float, *, lost: bool = False, blamed: bool = False) -> None:
         """The process has ended. Leaves the worker starting, restarting, broken, released or retired; a retired
         one is no longer among the workers. One whose place is ``lost`` has not crashed: it waits the shortest back-off,
-        in which a plan without the place may come."""
+        in which a plan without the place may come. ``blamed``: alone with a segment whose worker died before."""
         before = worker.state
         self._clear(worker)
         worker.step("gone")
@@ -314,8 +320,9 @@ class Supervisor:
             return
         policy = self.policy
         worker.failures += 1
-        worker.crashes.append(at)
-        while worker.crashes[0] < at - policy.breaker_window_s:
+        if not blamed or self._others_work(worker):
+            worker.crashes.append(at)
+        while worker.crashes and worker.crashes[0] < at - policy.breaker_window_s:
             worker.crashes.popleft()
         if worker.half_open or len(worker.crashes) >= policy.breaker_crashes:
             worker.step("break")
@@ -325,6 +332,13 @@ class Supervisor:
         else:
             worker.step("back_off")
             self._restart_after(worker, policy.backoff_min_s * 2.0 ** min(worker.failures - 1, 63), at)
+
+    def _others_work(self, worker: Worker) -> bool:
+        """Whether a segment that fails here could be spoken elsewhere."""
+        return any(
+            other is not worker and other.wanted is not None and other.state != "broken"
+            for other in self.workers.values()
+        )
 
     def stop(self, worker: Worker) -> None:
         self._clear(worker)

@@ -136,12 +136,13 @@ def test_begun_segments_of_a_dead_worker_are_suspects_and_the_others_are_not() -
     """Only what had begun may have killed it; what had not goes back to the front, uncharged."""
     desk = Desk(PoolPolicy(lookahead=1))
     desk.workers(1, slots=2)
+    desk.speak(only(Dispatch, desk.arrive("before", "x"))[0])
     held = only(Dispatch, desk.arrive("a", "xxxx"))
     desk.begin(held[0])
     desk.begin(held[1])
     commands = desk.gone(0)
     assert only(Suspected, commands) == [Suspected("a", 0), Suspected("a", 1)]
-    again = only(Dispatch, desk.ready(only(StartWorker, desk.tick())[0], 2))
+    again = only(Dispatch, desk.ready(only(StartWorker, commands)[0], 2))
     assert [(dispatch.position, dispatch.alone, dispatch.tries) for dispatch in again] == [(0, True, 1)]
     second = only(Dispatch, desk.speak(again[0]))
     assert [(dispatch.position, dispatch.alone, dispatch.attempt) for dispatch in second] == [(1, True, 2)]

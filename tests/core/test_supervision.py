@@ -11,6 +11,7 @@ from daemon.core.events import (
     JobEnded,
     KillWorker,
     Recall,
+    SegmentEnded,
     StartWorker,
     StopWorker,
     Suspected,
@@ -181,6 +182,32 @@ def test_three_crashes_open_the_breaker_and_others_take_the_work() -> None:
     assert {lane.worker for lane in desk.core._backlog.lanes()} == {1}
     desk.arrive("b", "xyz")
     assert desk.core.assignment("b") == [(1, ["x", "y", "z"], 3)]
+
+
+@pytest.mark.parametrize("neighbours", [0, 50])
+def test_one_poison_segment_opens_no_breaker_of_the_only_worker(neighbours: int) -> None:
+    """Its deaths count once, and its neighbours show in between that the worker is sound."""
+    desk = Desk()
+    desk.workers(1)
+    waiting = only(Dispatch, desk.arrive("a", "x" * (1 + neighbours)))
+    ended: list[SegmentEnded] = []
+    while len(ended) < 1 + neighbours:
+        if not waiting:
+            assert desk.view(0).state != "broken"
+            waiting = only(Dispatch, desk.ready(only(StartWorker, desk.tick())[0]))
+        dispatch = waiting.pop(0)
+        desk.begin(dispatch)
+        if dispatch.position:
+            commands = desk.deliver(dispatch) + desk.store(dispatch)
+        else:
+            commands, waiting = desk.gone(0), []
+            for start in only(StartWorker, commands):
+                waiting = only(Dispatch, desk.ready(start))
+        ended += only(SegmentEnded, commands)
+        waiting += only(Dispatch, commands)
+    assert {end.position: end.attempts for end in ended if end.outcome == "failed"} == {0: 4}
+    assert all(end.attempts == 1 for end in ended if end.position > 2), "a neighbour was held up by it"
+    assert desk.at < 60
 
 
 def break_worker(desk: Desk) -> float:

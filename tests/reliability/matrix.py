@@ -125,6 +125,7 @@ class Lane:
         if again := set(told_before[len(told_earlier) :]) & finished_earlier:
             raise NotSurvived(f"spoken again although an earlier life had finished it: {sorted(again)}")
         check_held(stage)
+        read = stage.read_manifest() if killed and fault is not None and fault.kind in ("kill", "torn") else None
         if ended is not None:
             second = Life(stage.config, stage.log, hurry)
             try:
@@ -135,6 +136,8 @@ class Lane:
             finally:
                 second.end()
         scene.check(stage)
+        if read is not None and not stage.is_read(read):
+            raise NotSurvived("the manifest that was read, and marked so, is another one now, or the mark is gone")
         told = stage.texts_told()
         if again := set(told[len(told_before) :]) & finished:
             raise NotSurvived(f"spoken again although it was finished: {sorted(again)}")

@@ -128,6 +128,18 @@ class Stage:
         manifest = self.manifest()
         return manifest is not None and (NEW_LINE in _texts(manifest)) == (self.folder / "again").exists()
 
+    def read_manifest(self) -> bytes | None:
+        """The manifest of the scene's job, if it is out, marked as read."""
+        if not self.manifest_is_new():
+            return None
+        (self.outbox / "scene" / "manifest.read").touch()
+        return (self.outbox / "scene" / "manifest.json").read_bytes()
+
+    def is_read(self, manifest: bytes) -> bool:
+        """Whether it is this manifest, and marked."""
+        folder = self.outbox / "scene"
+        return (folder / "manifest.json").read_bytes() == manifest and (folder / "manifest.read").exists()
+
     def finished_texts(self) -> set[str]:
         """The texts that the journals say are spoken, and those of a manifest that is out."""
         texts: set[str] = set()
