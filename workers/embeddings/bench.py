@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workers.embeddings.result import encode_pickle, make_result
-from workers.embeddings.serve import write_whole
+from workers.embeddings.serve import NewFile
 from workers.embeddings.speaker import mean_of
 from workers.embeddings.utterance import Files, is_utterance, parse_utterance
 
@@ -95,7 +95,8 @@ def compute_split(split: list[Speaker], output: str) -> None:
         mean = mean_of(files, on_problem=lambda name, bad: None)
         os.close(folder)
         os.makedirs(os.path.join(output, dataset), exist_ok=True)
-        write_whole(os.path.join(output, dataset, f"{name}.pkl"), encode_pickle(make_result(mean, dataset, name)))
+        data = encode_pickle(make_result(mean, dataset, name))
+        NewFile(os.path.join(output, dataset, f"{name}.pkl"), data).keep()
 
 
 def pool(corpus: str, processes: int, output: str) -> None:
