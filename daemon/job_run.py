@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -183,16 +183,14 @@ class JobRun:
         folder = self._jobs.settings.paths.outbox
 
         def take() -> tuple[Path, tuple[int, int] | None]:
-            self._jobs.mounts.check(folder)
+            self._check_mounted()
             taken = outbox.take(folder, self.job)
             identity = _identity(folder)
             # It may have gone away meanwhile, and what was made lies where nobody will see it.
-            self._jobs.mounts.check(folder)
+            self._check_mounted()
             return taken, identity
 
-        taken, self._outbox = await anyio.to_thread.run_sync(
-            take, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-        )
+        taken, self._outbox = await self._in_outbox(take)
         return taken
 
     async def _know_engine(self) -> EngineIdentity | None:
@@ -213,8 +211,9 @@ class JobRun:
             await self._insist("publishing", self._publish)
         if job.job.redo is not None:
             await self._insist("looking back at the earlier takes", self._look_back)
+        known: Mapping[str, Published] = {}
         if engine is not None:
-            await anyio.to_thread.run_sync(give_keys, job, engine, jobs.settings.engine.options)
+            known = await anyio.to_thread.run_sync(self._give_keys, engine)
             self._note_ignored(engine.ignored)
         if job.cancelled:
             for position, live in enumerate(job.segments):
@@ -222,16 +221,20 @@ class JobRun:
                     live.status = "cancelled"
                     self._recorder.note(job, {"t": "cancelled", "p": position, "attempts": live.attempts})
         await self._write_progress(force=True)
-        await self._reuse_known()
+        await self._reuse_known(known)
         self._in_core = True
         self._narration = jobs.arrive(job)
         if job.cancelled:
             jobs.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
 
+    def _give_keys(self, engine: EngineIdentity) -> dict[str, Published]:
+        """Give every segment its key; what is known of them. Runs in a thread."""
+        give_keys(self.job, engine, self._jobs.settings.engine.options)
+        waiting = (live for live in self.job.segments if live.status == "waiting" and not live.again)
+        return self._reuse.look_up({live.key for live in waiting if live.key})
+
     async def _look_back(self) -> None:
-        await anyio.to_thread.run_sync(
-            look_back, self._folder, self.job, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-        )
+        await self._in_outbox(lambda: look_back(self._folder, self.job))
 
     def _note_ignored(self, names: tuple[str, ...]) -> None:
         engine = self._jobs.settings.engine.name
@@ -240,11 +243,9 @@ class JobRun:
             if line not in self.job.ignored:
                 self.job.ignored.append(line)
 
-    async def _reuse_known(self) -> None:
+    async def _reuse_known(self, known: Mapping[str, Published]) -> None:
         """Copy what was spoken before, by content; a file that has changed since is spoken again."""
         job = self.job
-        wanted = {live.key for live in job.segments if live.status == "waiting" and live.key and not live.again}
-        known = await anyio.to_thread.run_sync(self._reuse.look_up, wanted)
         pending = 0
         for position, live in enumerate(job.segments):
             published = known.get(live.key) if live.key and live.status == "waiting" and not live.again else None
@@ -281,16 +282,7 @@ class JobRun:
     async def _publish(self) -> int:
         positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
         if positions:
-            await self._take_again()
-            lost = await anyio.to_thread.run_sync(
-                _publish_batch,
-                self._folder,
-                self.job,
-                positions,
-                self._reuse,
-                abandon_on_cancel=True,
-                limiter=self._jobs.outbox_threads,
-            )
+            lost = await self._in_folder(lambda: _publish_batch(self._folder, self.job, positions, self._reuse))
             for position in lost:
                 self._lose(position)
         return len(positions)
@@ -312,16 +304,14 @@ class JobRun:
     async def _finish(self) -> None:
         job = self.job
         # Killed after its manifest, the daemon tells the same again: somebody may have read that and marked it.
-        told = await anyio.to_thread.run_sync(
-            outbox.told_end, self._folder, job.received_at, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-        )
+        told = await self._insist("looking at what was published", self._look_for_lost)
         job.ended_at = told or round(time.time(), 3)  # as the manifest tells it
-        await self._insist("looking at what was published", self._look_for_lost)
         await self._insist("writing the results", self._write_results)
         await self._write_progress(force=True)
         await self._write_report()
         await self._insist("writing the manifest", self._write_manifest)
-        await self._insist("remembering its hook", self._owe_hook)
+        if self._jobs.settings.hooks.on_done:
+            await self._insist("remembering its hook", self._owe_hook)
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
         self._tell_end()
@@ -333,24 +323,34 @@ class JobRun:
             self._jobs.hooks.owe, job.token, job.job_id, job.status(), manifest, abandon_on_cancel=True
         )
 
-    async def _take_again(self) -> None:
-        """Make the job's folder anew if somebody has removed it: what was in it is told as lost at the end, the rest
-        goes into the new one. An outbox that is another folder than it was is a share that is away, and waited for."""
-        await self._check_mounted()
-        if not self._folder.is_dir() and _identity(self._folder.parent) == self._outbox:
-            self._folder = await self._take()
+    async def _in_outbox(self, step: Callable[[], T]) -> T:
+        """Do it in a thread. Each such change of threads costs as much as what a short job does in it, so what belongs
+        together is one step."""
+        return await anyio.to_thread.run_sync(step, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
 
-    async def _look_for_lost(self) -> None:
-        """The manifest names no file that is not there."""
-        await self._take_again()
-        there = set(
-            await anyio.to_thread.run_sync(
-                os.listdir, self._folder, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-            )
+    async def _in_folder(self, step: Callable[[], T]) -> T:
+        """Do it in a thread, with the job's folder there. That is made anew if somebody has removed it: what was in it
+        is told as lost at the end, the rest goes into the new one. An outbox that is another folder than it was is a
+        share that is away, and waited for."""
+
+        def step_if_there() -> tuple[T] | None:
+            self._check_mounted()
+            removed = not self._folder.is_dir() and _identity(self._folder.parent) == self._outbox
+            return None if removed else (step(),)
+
+        while (done := await self._in_outbox(step_if_there)) is None:
+            self._folder = await self._take()
+        return done[0]
+
+    async def _look_for_lost(self) -> float | None:
+        """The manifest names no file that is not there; gives the end that an earlier life's manifest tells of."""
+        names, told = await self._in_folder(
+            lambda: (set(os.listdir(self._folder)), outbox.told_end(self._folder, self.job.received_at))
         )
         for position, live in enumerate(self.job.segments):
-            if live.status == "ok" and outbox.published_name(self.job, position) not in there:
+            if live.status == "ok" and outbox.published_name(self.job, position) not in names:
                 self._lose(position)
+        return told
 
     def _tell_end(self) -> None:
         job = self.job
@@ -368,13 +368,9 @@ class JobRun:
             audio_s=round(job.audio_s(), 2),
         )
 
-    async def _check_mounted(self) -> None:
-        await anyio.to_thread.run_sync(
-            self._jobs.mounts.check,
-            self._jobs.settings.paths.outbox,
-            abandon_on_cancel=True,
-            limiter=self._jobs.outbox_threads,
-        )
+    def _check_mounted(self) -> None:
+        """Runs in a thread. Raises OSError: the share is away."""
+        self._jobs.mounts.check(self._jobs.settings.paths.outbox)
 
     async def _write_manifest(self) -> None:
         folder, manifest = self._folder, self._manifest()
@@ -384,10 +380,10 @@ class JobRun:
         def write() -> None:
             sha256 = outbox.write_manifest(folder, manifest)
             self._jobs.ended.record(EndedJob(folder, self.job.job_id, sha256, ended_at))
+            # One that was written as the share went away lies where nobody will see it, and is written again.
+            self._check_mounted()
 
-        await anyio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
-        # One that was written as the share went away lies where nobody will see it, and is written again.
-        await self._check_mounted()
+        await self._in_outbox(write)
 
     def _manifest(self) -> dict[str, Any]:
         return outbox.manifest(self.job)
@@ -399,36 +395,26 @@ class JobRun:
         """The page for people. Nobody waits for it but they: what goes wrong with it holds up nothing."""
         self._reported = True
         try:
-            await anyio.to_thread.run_sync(
+            await self._in_outbox(
                 lambda: files.write_atomically(
                     self._folder / job_report.FILE_NAME,
                     job_report.build(self.job, time.time()),
                     durable=self.job.ended_at is not None,
-                ),
-                abandon_on_cancel=True,
-                limiter=self._jobs.outbox_threads,
+                )
             )
         except Exception as error:  # noqa: BLE001 - a mistake in a page must not cost the night's work its manifest
             log.warning("the report could not be written", job=self.job.job_id, error=repr(error))
 
     async def _write_results(self) -> None:
         if self.job.job.results is not None:
-            await anyio.to_thread.run_sync(
-                outbox.write_results,
-                self._folder,
-                self.job,
-                self._jobs.settings.paths.inbox,
-                self._jobs.settings.paths.allowed_roots,
-                self._jobs.settings.paths.mapped,
-                abandon_on_cancel=True,
-                limiter=self._jobs.outbox_threads,
+            paths = self._jobs.settings.paths
+            await self._in_outbox(
+                lambda: outbox.write_results(self._folder, self.job, paths.inbox, paths.allowed_roots, paths.mapped)
             )
 
     async def _remove_traces(self) -> None:
         async def forget() -> None:
-            await anyio.to_thread.run_sync(
-                self._jobs.inbox.forget, self.job.token, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-            )
+            await self._in_outbox(lambda: self._jobs.inbox.forget(self.job.token))
 
         await self._insist("removing the claimed file", forget)
         self.job.close()
@@ -447,11 +433,7 @@ class JobRun:
         self._last_progress = now
         value = self._progress()
         try:
-            await anyio.to_thread.run_sync(
-                lambda: outbox.write_json(self._folder / "progress.json", value, durable=False),
-                abandon_on_cancel=True,
-                limiter=self._jobs.outbox_threads,
-            )
+            await self._in_outbox(lambda: outbox.write_json(self._folder / "progress.json", value, durable=False))
         except OSError as error:
             # Only a look at how far it is; the next one may be written, and publishing will say what is wrong.
             log.debug("progress could not be written", job=self.job.job_id, error=str(error))
