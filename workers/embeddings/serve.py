@@ -17,6 +17,7 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,10 @@ from workers.serve import FrameWriter
 READ_BYTES = 1 << 16
 MOST_UNFINISHED = 128
 """Results written and not synced: a disk that does not keep up holds up the main thread, not the memory."""
+
+ASKED_AHEAD = 96
+"""Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
+to do; they are open meanwhile."""
 
 RESULTS_AT_ONCE = 8
 RESULTS_EVERY_S = 0.1
@@ -151,12 +156,12 @@ def serve(incoming: int, outgoing: int) -> int:
             "numpy": np.__version__,
         }
     )
-    # One speaker ahead: the disk fetches the files of the next while those of this one are read.
-    work = desk.prepare(messages.get())
+    # Some speakers ahead: the disk fetches the files of the next ones while those of this one are read.
+    ahead: deque[Work] = deque()
     while True:
-        following = None if messages.empty() else desk.prepare(messages.get())
-        desk.take(work)
-        work = following or desk.prepare(messages.get())
+        while not ahead or (sum(work.asked for work in ahead) < ASKED_AHEAD and not messages.empty()):
+            ahead.append(desk.prepare(messages.get()))
+        desk.take(ahead.popleft())
 
 
 def _read(incoming: int, messages: queue.SimpleQueue[Message], reports: Reports) -> None:
@@ -188,6 +193,11 @@ class Work:
     folder: int | None = None
     files: Files | None = None
     error: Exception | None = None
+
+    @property
+    def asked(self) -> int:
+        """Files that the disk is asked for."""
+        return 0 if self.files is None else self.files.asked
 
     def close(self) -> None:
         if self.files is not None:

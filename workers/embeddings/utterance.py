@@ -97,6 +97,11 @@ class Files:
         self._left = iter(names)
         self._open: deque[tuple[str, int | OSError]] = deque()
 
+    @property
+    def asked(self) -> int:
+        """Files that are open and not read yet."""
+        return len(self._open)
+
     def close(self) -> None:
         """Close what is open still."""
         for _, opened in self._open:
