@@ -15,24 +15,33 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from tests.reliability import chaos, cluster, flood, hostile, matrix, traced, upkeep, wire
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
+from tests.reliability.scenes import SCENES
 from tests.reliability.table import Row, as_text
 from tests.sim.batch import run_histories
 from tests.sim.scale import FLAT, run_scale
 
 Settings = dict[str, Any]
 
+OF_OTHER_SCENES = 500
+"""Faults of the crash matrix, a third of them; ``python -m tests.reliability.matrix`` goes through all."""
+
 
 def simulator(short: bool, _settings: Settings) -> Iterator[Row]:
-    """Random histories of the pure core, and one past this machine."""
-    summary = run_histories(range(200 if short else 5_000))
+    """Random histories of the pure core."""
+    summary = run_histories(range(150 if short else 5_000))
     note = (
         f"{summary.lives:,} lives of the daemon, {summary.segments:,} segments, {summary.recycles:,} recycled workers"
     )
     yield Row("simulator: random histories", summary.histories, summary.histories - len(summary.failed), note)
+
+
+def scale(short: bool, _settings: Settings) -> Iterator[Row]:
+    """A run past this machine."""
     report = run_scale(20, 20_000) if short else run_scale(1_000, 1_000_000)
     print(report, flush=True)
     note = f"{report.mean_us:.0f} us an event, steepness {report.steepness:.2f}"
@@ -42,8 +51,12 @@ def simulator(short: bool, _settings: Settings) -> Iterator[Row]:
 
 
 def crash_matrix(short: bool, _settings: Settings) -> Iterator[Row]:
-    """Every fault at every change on disk."""
-    yield from matrix.rows(matrix.run_matrix(sample=40 if short else None))
+    """Every fault at every change on disk over a first job, and a part of them over the others."""
+    if short:
+        outcomes = matrix.run_matrix(sample=30)
+    else:
+        outcomes = chain(matrix.run_matrix(SCENES[:1]), matrix.run_matrix(SCENES[1:], sample=OF_OTHER_SCENES))
+    yield from matrix.rows(outcomes)
 
 
 def strace(short: bool, _settings: Settings) -> Iterator[Row]:
@@ -63,7 +76,7 @@ def the_chaos(short: bool, settings: Settings) -> Iterator[Row]:
 
 def the_cluster(short: bool, _settings: Settings) -> Iterator[Row]:
     """The same with the workers on a Ray cluster, whose nodes come and go."""
-    yield from cluster.attacks(0.02 if short else 0.1)
+    yield from cluster.attacks(0.02 if short else 0.06)
 
 
 def the_inbox(short: bool, _settings: Settings) -> Iterator[Row]:
@@ -85,6 +98,7 @@ Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
     "simulator": simulator,
+    "scale": scale,
     "matrix": crash_matrix,
     "strace": strace,
     "wire": the_wire,
@@ -100,7 +114,7 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("matrix",),),
     (("chaos",),),
     (("cluster",),),
-    (("inbox",), ("strace", "wire", "hostile", "upkeep")),
+    (("inbox",), ("scale", "strace", "wire", "hostile", "upkeep")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone."""
 
