@@ -378,7 +378,8 @@ class Jobs:
         if ended.outcome != "spoken":
             live.status = ended.outcome
             live.begun = live.alone = False
-            live.attempts = max(live.attempts, ended.attempts)
+            # A try whose worker was gone before it heard of it is none; one that killed it at once has not begun.
+            live.attempts = max(live.attempts, live.tries, int(ended.outcome == "failed"))
             live.worker, live.code, live.message = ended.worker, ended.code, ended.message
             self.recorder.note(
                 run.job,

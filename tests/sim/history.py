@@ -26,6 +26,12 @@ from tests.sim.workers import Faults, WorkerProcess
 LIFE_S = 0.5
 """Virtual seconds between a daemon's death and its next life."""
 
+NODES = 2
+"""Worker n is on node n modulo this."""
+
+MOST_LOSSES = 4
+"""A segment may be out at each; from the sixth on it would be taken for what brings nodes down."""
+
 MOST_STEPS = 400_000
 STORY = 60
 
@@ -48,7 +54,8 @@ class Drop:
 @dataclass(frozen=True)
 class Plot:
     """What is to happen. ``deaths``: before which acts, counted over all lives, the daemon dies, and whether by a power
-    cut; ``stalls``: when the daemon stands still (SIGSTOP), and how long; ``plans``: when workers are planned."""
+    cut; ``stalls``: when the daemon stands still (SIGSTOP), and how long; ``plans``: when workers are planned;
+    ``losses``: when one of the NODES is lost with all its workers, and which."""
 
     seed: int
     policy: PoolPolicy
@@ -62,11 +69,13 @@ class Plot:
     stalls: tuple[tuple[float, float], ...]
     deaths: tuple[tuple[int, bool], ...]
     leak_bytes: int = 0
+    losses: tuple[tuple[float, int], ...] = ()
 
     @property
     def quiet(self) -> bool:
         """Nothing goes wrong and nothing is planned anew: the bounds on fairness must hold."""
-        return self.faults.none and not self.deaths and not self.stalls and len(self.plans) == 1
+        calm = self.faults.none and not self.deaths and not self.stalls and not self.losses
+        return calm and len(self.plans) == 1
 
 
 def draw(seed: int) -> Plot:
@@ -147,7 +156,11 @@ def draw(seed: int) -> Plot:
     )
     flawed = frozenset(age.sample(texts, min(len(texts), 2))) - deadly if deaths else frozenset()
     faults = replace(plot.faults, flawed=flawed)
-    return replace(plot, policy=policy, faults=faults, leak_bytes=age.choice((0, 0, 500_000_000)))
+    leak_bytes = age.choice((0, 0, 500_000_000))
+    losses = [(age.uniform(0, 40), age.randrange(NODES)) for _ in range(age.randint(1, MOST_LOSSES))]
+    if kind == "quiet" or age.random() < 0.6:
+        losses = []
+    return replace(plot, policy=policy, faults=faults, leak_bytes=leak_bytes, losses=tuple(losses))
 
 
 @dataclass
@@ -318,6 +331,8 @@ class History:
             self.later(at, lambda: self._shell.pause(5.0) if self._shell is not None else None)
         for at, seconds in self.plot.stalls:
             self.later(at, partial(self._stall, seconds))
+        for at, node in self.plot.losses:
+            self.later(at, partial(self._lose, node))
         self._guarded(self._begin)
         for _ in range(MOST_STEPS):
             if not self._guarded(self._step):
@@ -403,6 +418,12 @@ class History:
         self.at += seconds
         if self._shell is not None and self.random.random() < 0.5:
             self._shell.apply(Tick(self.at))
+
+    def _lose(self, node: int) -> None:
+        self.note(f"node {node} is lost")
+        for process in list(self._processes):
+            if process.number % NODES == node:
+                process.end("its node is lost", lost=True)
 
     def _drop(self, number: int, drop: Drop) -> None:
         token = f"{number:03d}"

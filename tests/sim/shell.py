@@ -249,7 +249,7 @@ class Shell:
             live = self._live(ended.job, ended.position)
             live.status = ended.outcome
             live.begun = live.alone = False
-            live.attempts = max(live.attempts, ended.attempts)
+            live.attempts = max(live.attempts, live.tries, int(ended.outcome == "failed"))
             record: Record = {
                 "t": ended.outcome,
                 "p": ended.position,
@@ -276,10 +276,10 @@ class Shell:
         now, worker, generation = self._world.at, process.number, process.generation
         handle = self._handles[worker]
         match message:
-            case wire.Gone(reason):
+            case wire.Gone(reason, lost):
                 process.told_gone = True
                 del self._handles[worker]
-                self.apply(events.WorkerGone(now, worker, generation, reason))
+                self.apply(events.WorkerGone(now, worker, generation, reason, lost))
             case wire.Ready(slots):
                 self._recycling.discard(worker)
                 self.apply(events.WorkerReady(now, worker, generation, slots))

@@ -77,6 +77,7 @@ class Beat:
 @dataclass(frozen=True)
 class Gone:
     reason: str
+    lost: bool = False
 
 
 Message = Begun | Delivered | Failed | Cancelled | Ready | Beat | Gone
@@ -209,11 +210,12 @@ class WorkerProcess:
             self.around.tell(self, Cancelled(ticket, began=True))
             self.fill()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, lost: bool = False) -> None:
+        """``lost``: its node is gone, for which nothing that it held is to blame."""
         if not self.alive:
             return
         self.alive = False
         for dispatch in [*self.running.values(), *self.queue]:
-            if dispatch.alone:
+            if dispatch.alone and not lost:
                 self.around.killed_alone(dispatch, begun=dispatch.ticket in self.running)
-        self.around.tell(self, Gone(reason))
+        self.around.tell(self, Gone(reason, lost))
