@@ -84,39 +84,59 @@ def stock_logits(model: Any, prompt: np.ndarray, frames: np.ndarray) -> tuple[li
     raise AssertionError
 
 
-def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weights, stock: Any) -> None:
-    """Rows with different prompts, joining and leaving at different steps and moved between slots, give at every step
-    the logits that stock gives for each of them alone."""
+def read_prompt(weights: Weights, tables: Tables, tokens: np.ndarray) -> Cache:
+    """A prompt's keys and values in a cache of its own."""
+    prompt = Cache(weights, 1, tokens.shape[1])
+    whole = torch.from_numpy(tokens.T.copy())[None]
+    decoder.prefill(weights, tables, prompt, [0], whole, torch.tensor([0]), tokens.shape[1])
+    return prompt
+
+
+@pytest.mark.parametrize("sizes", [(), (33,), (70, 6, 129), (9, 150, 21, 40, 3, 64)])
+def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(
+    weights: Weights, stock: Any, sizes: tuple[int, ...]
+) -> None:
+    """Rows with different texts after shared prompts of different lengths, or after none, joining and leaving at
+    different steps and moved between slots, give at every step the logits that stock gives for each of them alone.
+    ``sizes``: of the prompts, one for all rows but the last, one for every two or three, or one for each."""
     generator = np.random.default_rng(1)
     tables, cache = Tables(weights), Cache(weights, 4, 256)
     batch = Batch(4, [32, 64, 96, 128, 192, 256])
+    before_of = [random_tokens(generator, weights, size, spoken=False) for size in sizes]
+    with torch.inference_mode():
+        prompts = [read_prompt(weights, tables, tokens) for tokens in before_of]
     texts: dict[int, Any] = {}
+    shared: dict[int, int] = {}
     for key, (before, spoken, joins) in enumerate(
         [(5, 9, 0), (40, 4, 0), (17, 12, 2), (90, 3, 3), (2, 30, 3), (61, 8, 7)]
     ):
-        said = (
-            random_tokens(generator, weights, before, spoken=False),
-            random_tokens(generator, weights, spoken, spoken=True),
-        )
-        texts[key] = (*said, joins, stock_logits(stock, *said))
+        prompt = random_tokens(generator, weights, before, spoken=False)
+        frames = random_tokens(generator, weights, spoken, spoken=True)
+        whole = prompt
+        if sizes and (key < 5 or len(sizes) > 3):
+            shared[key] = key % len(sizes)
+            whole = np.concatenate([before_of[shared[key]], prompt], axis=1)
+        texts[key] = (prompt, frames, joins, stock_logits(stock, whole, frames))
     waiting = dict(texts)
     place = dict.fromkeys(texts, 0)
     compared = 0
     with torch.inference_mode():
         for step in range(60):
+            joined = []
             for key, (prompt, _, joins, _) in list(waiting.items()):
                 if joins <= step and batch.free:
-                    slot = batch.join(Row(key, prompt.shape[1] - 1, 255))
-                    decoder.prefill(
-                        weights,
-                        tables,
-                        cache,
-                        torch.tensor([slot]),
-                        torch.from_numpy(prompt[:, :-1].T.copy())[None],
-                        torch.tensor([0]),
-                        batch.length_for(prompt.shape[1]),
-                    )
+                    joined.append((batch.join(Row(key, prompt.shape[1] - 1, 255)), prompt[:, :-1]))
+                    if key in shared:
+                        cache.share(joined[-1][0], prompts[shared[key]])
                     del waiting[key]
+            if joined:
+                size = max(tokens.shape[1] for _, tokens in joined)
+                padded = torch.zeros((len(joined), size, 1 + weights.shape.codebooks), dtype=torch.int64)
+                for row, (_, tokens) in enumerate(joined):
+                    padded[row, : tokens.shape[1]] = torch.from_numpy(tokens.T.copy())
+                starts = torch.zeros(len(joined), dtype=torch.int64)
+                length = batch.length_for(size)
+                decoder.prefill(weights, tables, cache, [slot for slot, _ in joined], padded, starts, length)
             for source, target in batch.moves():
                 cache.move(source, target, 256)
             for plan in batch.plans():
@@ -155,7 +175,7 @@ def test_teacher_forced_logits_are_stocks_through_joins_and_leaves(weights: Weig
                         torch.testing.assert_close(ours, fast_logits[at][:, :1024], atol=TOLERANCE, rtol=0)
                     place[key] += 1
                     if at == frames.shape[1]:
-                        batch.leave(key)
+                        cache.release(batch.leave(key))
     assert compared == sum(frames.shape[1] + 1 for _, frames, _, _ in texts.values())
 
 
@@ -286,8 +306,49 @@ def test_a_vocabulary_number_is_found_in_the_cut_head() -> None:
     assert sampler.penalised_semantic(oldest, 100, 105, 7, 6).tolist() == [[6, 0, 4, 6, 5, 6]]
 
 
+def test_a_prompt_apart_is_attended_to_as_one_sequence(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over own positions and a prompt apart the same comes out as over both in a row, for some rows and all, in the way
+    of a CPU and in that of a GPU, whatever part of the scores is held at a time."""
+    generator = torch.Generator().manual_seed(9)
+    shape = weights.shape.slow
+    sizes = (19, 4)
+    prompts = [Cache(weights, 1, size) for size in sizes]
+    for prompt in prompts:
+        for tensor in (*prompt.keys, *prompt.values):
+            tensor.normal_(generator=generator)
+    for of_row in ([0, 1, 0, None], [1, 1, 1, 1], [None, None, 0, None]):
+        queries, keys, values = (
+            torch.randn((4, shape.key_value_heads, size, shape.head_width), generator=generator) for size in (6, 30, 30)
+        )
+        cache = Cache(weights, 4, 30)
+        expected = []
+        bias = torch.zeros(4, 1, 6, 30).masked_fill_(torch.arange(30) > torch.arange(20, 26)[:, None], float("-inf"))
+        for row, number in enumerate(of_row):
+            size = 0
+            every = [keys[row], values[row]]
+            if number is not None:
+                cache.share(row, prompts[number])
+                size = sizes[number]
+                before = (prompts[number].keys[1][0], prompts[number].values[1][0])
+                every = [torch.cat(parts, dim=1) for parts in zip(before, every, strict=True)]
+            seen = torch.nn.functional.pad(bias[row], (size, 0))
+            expected.append(torch.nn.functional.scaled_dot_product_attention(queries[row], *every, attn_mask=seen))
+        shared = cache.shared(range(4))
+        assert shared is not None
+        ours = decoder.attend(queries, keys, values, bias, shared, 1)
+        torch.testing.assert_close(ours, torch.stack(expected), atol=1e-5, rtol=0)
+        for most in (decoder.SCORES, 100):
+            monkeypatch.setattr(decoder, "SCORES", most)
+            with monkeypatch.context() as patch:
+                patch.setattr(decoder, "attend_weighed", decoder.attend_weighed_plainly)
+                ours = decoder.attend(queries, keys, values, bias, shared, 1)
+            torch.testing.assert_close(ours, torch.stack(expected), atol=1e-5, rtol=0)
+        monkeypatch.undo()
+
+
 def test_rows_of_one_speaker_share_its_prompt(weights: Weights) -> None:
-    """A prompt is computed for the first of its rows and copied for the others: each says what it says alone."""
+    """A prompt is computed once and read by all of its rows: each says what it says alone, and nobody holds the prompt
+    when they have ended."""
     generator = np.random.default_rng(4)
     tokens = random_tokens(generator, weights, 70, spoken=False)
     suffixes = [random_tokens(generator, weights, size, spoken=False) for size in (3, 8, 1, 5)]
@@ -299,13 +360,40 @@ def test_rows_of_one_speaker_share_its_prompt(weights: Weights) -> None:
         ]
 
     shared = Prompt(tokens)
-    together = run_rows(Rows(weights, 4, 4096, 64), starts([shared] * 4))
+    rows = Rows(weights, 4, 4096, 64)
+    together = run_rows(rows, starts([shared] * 4))
     assert shared.kept is not None
+    assert rows.prompts == []
+    assert rows._cache.shared(range(4)) is None
     alone = run_rows(Rows(weights, 1, 4096, 64), starts([Prompt(tokens) for _ in suffixes]))
     for key in range(4):
         assert np.array_equal(together[key].codes, alone[key].codes)
         assert together[key].truncated
         assert together[key].codes.shape == (10, 20)
+
+
+def test_a_shared_prompt_takes_no_room_in_the_rows(weights: Weights) -> None:
+    """Rows after a long prompt fit where copies of it would not, and no more prompts are read at a time than there is
+    room for; one always is."""
+    generator = np.random.default_rng(8)
+    prompts = [Prompt(random_tokens(generator, weights, size, spoken=False)) for size in (600, 500, 80)]
+    starts = [
+        Start(key, prompts[number], random_tokens(generator, weights, 4, spoken=False), key, 9, 0.7, 0.7, 1.2)
+        for key, number in enumerate((0, 0, 0, 2, 1))
+    ]
+    assert Rows(weights, 4, 4 * 512, 64, steady=True, prompt_tokens=700).fitting(starts[:3]) == 3
+    rows = Rows(weights, 8, 8 * 512, 64, prompt_tokens=700)
+    assert rows.fitting(starts) == 4
+    assert rows.fitting(starts[4:]) == 1
+    with torch.inference_mode():
+        rows.start(starts[:4])
+        assert rows._cache.capacity == 512
+        assert rows.prompts == [prompts[0], prompts[2]]
+        assert rows.fitting(starts[4:]) == 0
+        for key in range(3):
+            rows.drop(key)
+        assert rows.fitting(starts[4:]) == 1
+    assert Rows(weights, 8, 8 * 512, 64, prompt_tokens=100).fitting(starts) == 3
 
 
 def test_steady_rows_are_bit_for_bit_the_same_in_any_company(weights: Weights) -> None:

@@ -7,6 +7,7 @@ counted here in step with the device, so that nothing has to be read back to kno
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,10 +104,10 @@ class Batch:
 
     def length_for(self, positions: int) -> int:
         """The shortest attention length that covers so many positions."""
-        for length in self._lengths:
-            if length >= positions:
-                return length
-        raise ValueError(f"{positions} positions are more than the longest attention, {self._lengths[-1]}")
+        place = bisect_left(self._lengths, positions)
+        if place == len(self._lengths):
+            raise ValueError(f"{positions} positions are more than the longest attention, {self._lengths[-1]}")
+        return self._lengths[place]
 
     @property
     def longest(self) -> int:

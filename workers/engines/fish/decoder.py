@@ -2,17 +2,21 @@
 
 Names of sizes in the shape comments: R rows of a step, B rows of a prefill, S tokens of each, W the slow transformer's
 width, H heads, K key/value heads, G = H / K query heads to each of them, D a head's width, L the attention length,
-C codebooks, N choices of the cut head.
+P a prompt's positions, C codebooks, N choices of the cut head.
 
 A step takes each row's newest token (the prompt's last one at first, so that sampling happens in one place), writes its
 keys and values at the row's own position, attends over the first L positions, and samples a whole frame. Queries that
 share a key/value head are laid beside each other as if they were queries of one sequence: attention then reads each key
 once and nothing is repeated.
+
+Before its own positions a row may have those of a prompt, whose keys and values are in a cache of their own and read
+there by all rows that share it: the queries of those rows are laid beside each other, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +28,19 @@ from workers.engines.fish import noise, sampler
 from workers.engines.fish.shape import TransformerShape
 from workers.engines.fish.weights import Layer, Weights
 
+SCORES = 1 << 24
+"""Scores that prefill on a GPU holds at a time, in float32."""
+
 
 class Cache:
     """Keys and values of the slow transformer: for each layer two tensors (slots, K, capacity, D), zero where nothing
-    has been written, since a value that is masked out still takes part with weight 0."""
+    has been written, since a value that is masked out still takes part with weight 0.
+
+    A slot's positions may follow those of a prompt, which is a cache of one slot and no spare capacity: ``prompts``, by
+    slot. What a kernel needs of them is on the device, in place as long as the number of slots stays: ``prefix``, int64
+    (slots,), how many positions the prompt has, and ``addresses``, int64 (2, layers, slots), where its keys and its
+    values are, which means nothing where there is no prompt.
+    """
 
     def __init__(self, weights: Weights, slots: int, capacity: int) -> None:
         self._weights = weights
@@ -35,6 +48,9 @@ class Cache:
         self.capacity = capacity
         self.keys = [self._zeros() for _ in weights.layers]
         self.values = [self._zeros() for _ in weights.layers]
+        self.prompts: list[Cache | None] = [None] * slots
+        self.prefix = torch.zeros(slots, dtype=torch.int64, device=weights.device)
+        self.addresses = torch.zeros((2, len(self.keys), slots), dtype=torch.int64, device=weights.device)
 
     def _zeros(self) -> Tensor:
         shape = self._weights.shape.slow
@@ -54,34 +70,67 @@ class Cache:
             for number, old in enumerate(tensors):
                 tensors[number] = self._zeros()
                 tensors[number][:rows, :, :positions] = old[:rows, :, :positions]
+        self.prompts = self.prompts[:rows] + [None] * (slots - rows)
+        self.prefix = functional.pad(self.prefix[:rows], (0, slots - rows))
+        self.addresses = functional.pad(self.addresses[..., :rows], (0, slots - rows))
 
     def move(self, source: int, target: int, positions: int) -> None:
-        """Copy a row's first positions to another slot."""
+        """Move a row, of so many positions of its own, to another slot."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :positions] = tensor[source, :, :positions]
+        self.prompts[target] = self.prompts[source]
+        self.prefix[target] = self.prefix[source]
+        self.addresses[..., target] = self.addresses[..., source]
+        self.release(source)
 
-    def take(self, slot: int, positions: int) -> list[Tensor]:
-        """A copy of a row's first positions: (K, positions, D) for each layer's keys, then each layer's values."""
-        return [
-            tensor[slot, :, :positions].clone(memory_format=torch.contiguous_format)
-            for tensor in (*self.keys, *self.values)
-        ]
+    def copy(self, slot: int, prompt: Cache) -> None:
+        """Write a prompt as a row's first positions."""
+        mine = [tensor[slot, :, : prompt.capacity] for tensor in (*self.keys, *self.values)]
+        torch._foreach_copy_(mine, [tensor[0] for tensor in (*prompt.keys, *prompt.values)])
 
-    def put(self, slot: int, kept: list[Tensor]) -> None:
-        """Write what ``take`` gave as a row's first positions."""
-        positions = kept[0].shape[1]
-        torch._foreach_copy_([tensor[slot, :, :positions] for tensor in (*self.keys, *self.values)], kept)
+    def share(self, slot: int, prompt: Cache) -> None:
+        """Let a row's positions follow a prompt's, which is read where it is until the slot is released."""
+        self.prompts[slot] = prompt
+        self.prefix[slot] = prompt.capacity
+        found = [[tensor.data_ptr() for tensor in tensors] for tensors in (prompt.keys, prompt.values)]
+        self.addresses[..., slot] = torch.tensor(found, device=self.addresses.device)
+
+    def release(self, slot: int) -> None:
+        """The slot has no prompt any more: its memory may go, and a step over the slot must not read it."""
+        self.prompts[slot] = None
+        self.prefix[slot] = 0
+
+    def shared(self, slots: Sequence[int]) -> Shared | None:
+        """The prompts of some slots' rows, None where there are none."""
+        rows_of: dict[Cache, list[int]] = {}
+        for row, slot in enumerate(slots):
+            prompt = self.prompts[slot]
+            if prompt is not None:
+                rows_of.setdefault(prompt, []).append(row)
+        if not rows_of:
+            return None
+        rows = torch.tensor([row for rows in rows_of.values() for row in rows], device=self.prefix.device)
+        return Shared(rows, [(prompt, len(rows)) for prompt, rows in rows_of.items()])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows that have prompts, in the order of the prompts. ``rows``: int64 (M,), their places in the call;
+    ``prompts``: each with how many of these rows it has."""
+
+    rows: Tensor
+    prompts: list[tuple[Cache, int]]
 
 
 @dataclass
 class State:
     """What each slot is at, on the device. All first dimensions are slots.
 
-    ``newest``: int64 (slots, 1 + C), the token to be read next, and its codes. ``position``: int64, where it goes.
-    ``frame``: int64, how many frames have been spoken. ``limit``: int64, how many there may be. ``active``: bool, false
-    from the end token or the limit on. ``ended``: bool, the end token was the reason. ``history``: int64 (slots,
-    frames, 1 + C). ``keys``: int64, from noise.seed_key. ``temperature``, ``top_p``, ``penalty``: float32 (slots, 1).
-    ``mask_end``: bool, (slots, 1), the end token is never chosen.
+    ``newest``: int64 (slots, 1 + C), the token to be read next, and its codes. ``position``: int64, where it goes in
+    the slot's cache. ``frame``: int64, how many frames have been spoken. ``limit``: int64, how many there may be.
+    ``active``: bool, false from the end token or the limit on. ``ended``: bool, the end token was the reason.
+    ``history``: int64 (slots, frames, 1 + C). ``keys``: int64, from noise.seed_key. ``temperature``, ``top_p``,
+    ``penalty``: float32 (slots, 1). ``mask_end``: bool, (slots, 1), the end token is never chosen.
     """
 
     newest: Tensor
@@ -200,11 +249,68 @@ def feed_forward(layer: Layer, x: Tensor, epsilon: float) -> Tensor:
     return layer.down(functional.silu(gate) * up)
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, shared: Shared | None, number: int) -> Tensor:
+    """Attention of rows over their own positions and the prompts before them.
+
+    Each part is attended to by itself. The two are weighed by what their softmaxes were divided by: the result is that
+    of one softmax over both.
+
+    Args:
+        queries: (B, K, Q, D).
+        keys, values: (B, K, L, D), the rows' own.
+        bias: (B, 1, 1 or Q, L), added to the scores of the rows' own keys; at least one of a row is finite.
+        number: of the layer.
+
+    Returns:
+        (B, K, Q, D).
+    """
+    if shared is None:
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    mixed, weight = attend_weighed(queries, keys, values, bias)
+    size = queries.shape[2]
+    together = queries[shared.rows].transpose(0, 1).flatten(1, 2)[None]  # (1, K, M Q, D)
+    sizes = [count * size for _, count in shared.prompts]
+    parts = [
+        attend_weighed(part, prompt.keys[number], prompt.values[number], None)
+        for part, (prompt, _) in zip(together.split(sizes, dim=2), shared.prompts, strict=True)
+    ]
+    before = torch.cat([part for part, _ in parts], dim=2)[0].unflatten(1, (-1, size)).transpose(0, 1)  # (M, K, Q, D)
+    before_weight = torch.cat([part for _, part in parts], dim=2)[0].unflatten(1, (-1, size)).transpose(0, 1)
+    share = torch.sigmoid(before_weight - weight[shared.rows])[..., None].to(mixed.dtype)  # (M, K, Q, 1)
+    own = mixed[shared.rows]
+    mixed[shared.rows] = own + (before - own) * share
+    return mixed
+
+
+def attend_weighed(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention as in ``attend``, of B rows to B or 1 of keys and values, and the logarithm of what its softmax was
+    divided by, float32 (B, K, Q)."""
+    if queries.device.type != "cpu":
+        return attend_weighed_plainly(queries, keys, values, bias)
+    mixed, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=bias)
+    return mixed, weight
+
+
+def attend_weighed_plainly(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same out of plain products. A GPU does this for prefill only: its steps have a kernel that finds prompts, or
+    rows with copies of them."""
+    size = queries.shape[2]
+    most = max(1, SCORES // keys.shape[:3].numel())
+    parts = []
+    for at in range(0, size, most):
+        scores = queries[:, :, at : at + most].float() @ keys.float().transpose(-1, -2) * queries.shape[-1] ** -0.5
+        if bias is not None:
+            scores += bias.expand(-1, -1, size, -1)[:, :, at : at + most]
+        weight = scores.logsumexp(-1, keepdim=True)
+        parts.append(((scores - weight).exp_().to(values.dtype) @ values, weight[..., 0]))
+    return torch.cat([part for part, _ in parts], dim=2), torch.cat([part for _, part in parts], dim=2)
+
+
 # --- prefill -------------------------------------------------------------------------------------------------
 
 
 def prefill(
-    weights: Weights, tables: Tables, cache: Cache, slots: Tensor, tokens: Tensor, start: Tensor, length: int
+    weights: Weights, tables: Tables, cache: Cache, slots: Sequence[int], tokens: Tensor, start: Tensor, length: int
 ) -> None:
     """Write the keys and values of prompt tokens; nothing else of them is ever needed.
 
@@ -212,29 +318,30 @@ def prefill(
     and is overwritten as the row gets there.
 
     Args:
-        slots: int64 (B,).
+        slots: B of them.
         tokens: int64 (B, S, 1 + C).
-        start: int64 (B,), the position of each row's first token; everything before it is in the cache.
+        start: int64 (B,), the position of each row's first token in its slot; everything before it is in the cache.
         length: attention length; covers start + S.
     """
     shape, epsilon = weights.shape.slow, weights.shape.norm_epsilon
     count, size = tokens.shape[:2]
+    shared = cache.shared(slots)
+    where = torch.tensor(slots, device=tokens.device)
     positions = start[:, None] + tables.positions[:size]  # (B, S)
-    rotation = weights.rotation[positions][:, :, None]  # (B, S, 1, D/2)
-    visible = tables.positions[:length] <= positions[:, :, None]  # (B, S, L)
-    visible = visible[:, None, None].expand(-1, 1, shape.group, -1, -1).reshape(count, 1, shape.group * size, length)
+    rotation = weights.rotation[cache.prefix[where, None] + positions][:, :, None]  # (B, S, 1, D/2)
+    bias = torch.where(tables.positions[:length] <= positions[:, :, None], 0.0, tables.masked)  # (B, S, L)
+    bias = bias.to(weights.precision)[:, None].expand(-1, shape.group, -1, -1).flatten(1, 2)[:, None]  # (B, 1, G S, L)
     x = embed(weights, tables, tokens)  # (B, S, W)
     for number, layer in enumerate(weights.layers):
         queries, keys, values = project(layer, shape, normed(x, layer.attention_norm, epsilon), rotation, epsilon)
-        cache.keys[number][slots[:, None], :, positions] = keys
-        cache.values[number][slots[:, None], :, positions] = values
+        cache.keys[number][where[:, None], :, positions] = keys
+        cache.values[number][where[:, None], :, positions] = values
         if number == shape.layers - 1:
             return
         queries = queries.unflatten(2, (shape.key_value_heads, shape.group)).permute(0, 2, 3, 1, 4)  # (B, K, G, S, D)
-        queries = queries.reshape(count, shape.key_value_heads, shape.group * size, shape.head_width)
-        mixed = functional.scaled_dot_product_attention(
-            queries, cache.keys[number][slots, :, :length], cache.values[number][slots, :, :length], attn_mask=visible
-        )
+        queries = queries.flatten(2, 3)  # (B, K, G S, D)
+        mine, my_values = cache.keys[number][where, :, :length], cache.values[number][where, :, :length]
+        mixed = attend(queries, mine, my_values, bias, shared, number)
         mixed = mixed.unflatten(2, (shape.group, size)).permute(0, 3, 1, 2, 4).reshape(count, size, shape.query_width)
         x = x + layer.output(mixed)
         x = x + feed_forward(layer, x, epsilon)
@@ -248,7 +355,7 @@ def slow_step(weights: Weights, tables: Tables, cache: Cache, newest: Tensor, po
 
     Args:
         newest: int64 (R, 1 + C); row r is slot r.
-        position: int64 (R,), each below the cache's capacity.
+        position: int64 (R,), in the row's slot, each below the cache's capacity.
         length: L, above every position that counts.
 
     Returns:
@@ -257,7 +364,8 @@ def slow_step(weights: Weights, tables: Tables, cache: Cache, newest: Tensor, po
     shape, epsilon = weights.shape.slow, weights.shape.norm_epsilon
     rows = len(newest)
     slots = tables.slots[:rows]
-    rotation = weights.rotation[position][:, None]  # (R, 1, D/2)
+    shared = cache.shared(range(rows))
+    rotation = weights.rotation[cache.prefix[:rows] + position][:, None]  # (R, 1, D/2)
     bias = torch.where(tables.positions[:length] <= position[:, None], 0.0, tables.masked)  # (R, L)
     bias = bias.to(weights.precision)[:, None, None]  # (R, 1, 1, L)
     x = embed(weights, tables, newest)  # (R, W)
@@ -265,11 +373,13 @@ def slow_step(weights: Weights, tables: Tables, cache: Cache, newest: Tensor, po
         queries, keys, values = project(layer, shape, normed(x, layer.attention_norm, epsilon), rotation, epsilon)
         cache.keys[number][slots, :, position] = keys
         cache.values[number][slots, :, position] = values
-        mixed = functional.scaled_dot_product_attention(
+        mixed = attend(
             queries.unflatten(1, (shape.key_value_heads, shape.group)),  # (R, K, G, D)
             cache.keys[number][:rows, :, :length],
             cache.values[number][:rows, :, :length],
-            attn_mask=bias,
+            bias,
+            shared,
+            number,
         )
         x = x + layer.output(mixed.flatten(1))
         x = x + feed_forward(layer, x, epsilon)

@@ -117,10 +117,15 @@ class FishEngine:
         self._stream = machine.stream(device)
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             self._rows = Rows(
-                weights, memory.slots, memory.row_tokens, GENERATED_POSITIONS, steady=settings.reproducible
+                weights,
+                memory.slots,
+                memory.row_tokens,
+                GENERATED_POSITIONS,
+                steady=settings.reproducible,
+                prompt_tokens=memory.prompt_tokens,
             )
         self._references = ReferenceCache(codec, settings.cache)
-        self._voices = Voices(self._references, self._prompter, memory.voice_tokens, shape.longest_prompt)
+        self._voices = Voices(self._references, self._prompter, memory.prompt_tokens, shape.longest_prompt)
         self._finisher = Finisher(codec, device, steady=settings.reproducible, checks=checks)
         self._frames_a_step = FRAMES_A_STEP if device.type == "cuda" else 1
         self.slots = memory.slots
@@ -243,8 +248,11 @@ class FishEngine:
     def _start(self) -> None:
         count = self._rows.fitting([piece.start for piece in self._waiting])
         if count:
-            self._rows.start([self._waiting.popleft().start for _ in range(count)])
-            self._voices.trim()
+            starts = [self._waiting[place].start for place in range(count)]
+            self._voices.make_room([*self._rows.prompts, *(start.prompt for start in starts)])
+            for _ in starts:
+                self._waiting.popleft()
+            self._rows.start(starts)
 
     def _advance(self) -> None:
         if not len(self._rows.batch):

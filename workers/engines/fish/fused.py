@@ -103,7 +103,9 @@ class FusedStep:
             EARLY=self.early, **self._launch,
         )  # fmt: skip
         for number, layer in enumerate(weights.layers):
-            self._layer(layer, self._slow, x, state.position, cache.keys[number], cache.values[number], rows)
+            prompts = (cache.prefix, cache.addresses[0, number], cache.addresses[1, number])
+            held = cache.keys[number], cache.values[number]
+            self._layer(layer, self._slow, x, state.position, *held, rows, prompts=prompts)
         logits = self._linear(weights.head, x, rows, weights.norm, out_type=torch.float32)
         spoken = torch.empty((rows, 1 + codebooks), dtype=torch.int64, device=weights.device)
         next_x = self._new(rows, fast.width)
@@ -130,19 +132,21 @@ class FusedStep:
 
     def _layer(
         self, layer: Layer, places: _Places, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, rows: int,
-        *, keys_only: bool = False,
+        *, prompts: tuple[Tensor, Tensor, Tensor] | None = None, keys_only: bool = False,
     ) -> None:  # fmt: skip
-        """One block, in place on x (rows, W). ``keys_only``: what comes after the keys and values is of no use."""
+        """One block, in place on x (rows, W). ``prompts``: the rows' lengths and addresses, see kernels.attend.
+        ``keys_only``: what comes after the keys and values is of no use."""
         shape = places.shape
         projected = self._linear(layer.qkv, x, rows, layer.attention_norm)
         attended = self._new(rows, shape.query_width)
         norm_weight = layer.query_key_norm
         kernels.attend[(rows, shape.key_value_heads)](
             projected, projected if norm_weight is None else norm_weight, places.rotation, position, keys, values,
-            attended, self._epsilon, shape.head_width**-0.5, keys.stride(0), keys.stride(1),
+            *(prompts or (position, position, position)), attended,
+            self._epsilon, shape.head_width**-0.5, keys.stride(0), keys.stride(1),
             H=shape.heads, K=shape.key_value_heads, G=shape.group, D=shape.head_width,
-            BLOCK=16 if keys.shape[2] <= 16 else 64, NORM=norm_weight is not None, EARLY=self.early,
-            num_warps=1 if keys.shape[2] <= 16 else 4, **self._launch,
+            BLOCK=16 if keys.shape[2] <= 16 else 64, NORM=norm_weight is not None,
+            PROMPTS=prompts is not None, EARLY=self.early, num_warps=1 if keys.shape[2] <= 16 else 4, **self._launch,
         )  # fmt: skip
         if keys_only:
             return
@@ -247,8 +251,15 @@ class FusedStep:
         tokens[..., 0] += weights.semantic_begin
         tokens = tokens.to(weights.device)
         starts = torch.arange(rows, device=weights.device) * 5
+        slots = range(rows)
+        prompts = [Cache(weights, 1, positions) for positions in (70, 17)]
+        for prompt in prompts:
+            row = tokens[:1].repeat(1, 3, 1)[:, : prompt.capacity]
+            decoder.prefill(weights, self._tables, prompt, [0], row, starts[:1] * 0, prompt.capacity)
         for cache, state in zip(caches, states, strict=True):
-            slots = self._tables.slots[:rows]
+            for slot in slots:  # the first row has one, the third none, the fourth shares it with the first
+                if slot % 3 < len(prompts):
+                    cache.share(slot, prompts[slot % 3])
             decoder.prefill(weights, self._tables, cache, slots, tokens, starts * 0, length)
             decoder.prefill(weights, self._tables, cache, slots, tokens, starts + 24, length)
             state.newest.copy_(tokens[:, 0])

@@ -137,16 +137,43 @@ def _turned(heads, norm_weight, cos, sin, rows, epsilon, D: tl.constexpr, NORM: 
 
 
 @triton.jit
-def attend(
-    projected, norm_weight, rotation, position, keys, values, out, epsilon, scale, row_stride, head_stride,
-    H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
-    BLOCK: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+def _over(
+    queries, keys, values, count, highest, total, mixed, scale, D: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Attention of each row's newest token over the row's own positions, programs (R, K).
+    """Attention over some more of a head's keys and values, (count, D): the queries' highest scores so far, the sums of
+    their shares and the values mixed by these."""
+    columns = tl.arange(0, D)
+    for start in range(0, count, BLOCK):
+        positions = start + tl.arange(0, BLOCK)
+        seen = positions < count
+        at = positions[:, None] * D + columns[None, :]
+        block = tl.load(keys + at, mask=seen[:, None], other=0.0)
+        scores = tl.dot(queries, tl.trans(block)) * scale
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, axis=1))
+        shares = tl.exp(scores - higher[:, None])
+        fading = tl.exp(highest - higher)
+        block = tl.load(values + at, mask=seen[:, None], other=0.0)
+        mixed = mixed * fading[:, None] + tl.dot(shares.to(block.dtype), block)
+        total = total * fading + tl.sum(shares, axis=1)
+        highest = higher
+    return highest, total, mixed
+
+
+@triton.jit
+def attend(
+    projected, norm_weight, rotation, position, keys, values, prefix, key_addresses, value_addresses, out,
+    epsilon, scale, row_stride, head_stride,
+    H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, NORM: tl.constexpr, PROMPTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Attention of each row's newest token over its prompt and the row's own positions, programs (R, K).
 
     projected: (R, H + 2 K, D), queries, keys, values. norm_weight: (H + K, D). rotation: float32 (positions, D / 2, 2).
     position: int64 (R,), where the newest key and value are written. keys, values: (slots, K, capacity, D) with the
-    strides given. out: (R, H, D).
+    strides given. out: (R, H, D). PROMPTS: rows may have them, of prefix positions, int64 (R,), their keys and values
+    (K, prefix, D) at the addresses, int64 (R,); else these three are not read. Rows of one prompt find it in the
+    second-level cache.
     """
     _begin(EARLY)
     _wait(EARLY)
@@ -154,9 +181,13 @@ def attend(
     row = tl.program_id(0)
     head = tl.program_id(1)
     place = tl.load(position + row)
+    turn = place
+    if PROMPTS:
+        before = tl.load(prefix + row)
+        turn = place + before
     half = tl.arange(0, D // 2)
-    cos = tl.load(rotation + place * D + 2 * half)
-    sin = tl.load(rotation + place * D + 2 * half + 1)
+    cos = tl.load(rotation + turn * D + 2 * half)
+    sin = tl.load(rotation + turn * D + 2 * half + 1)
     heads = projected + row * (H + 2 * K) * D
     columns = tl.arange(0, D)
     cache = row.to(tl.int64) * row_stride + head * head_stride
@@ -173,20 +204,18 @@ def attend(
     highest = tl.full((PADDED,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((PADDED,), dtype=tl.float32)
     mixed = tl.zeros((PADDED, D), dtype=tl.float32)
-    for start in range(0, place + 1, BLOCK):
-        positions = start + tl.arange(0, BLOCK)
-        seen = positions <= place
-        at = cache + positions[:, None] * D + columns[None, :]
-        block = tl.load(keys + at, mask=seen[:, None], other=0.0)
-        scores = tl.dot(queries, tl.trans(block)) * scale
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, axis=1))
-        shares = tl.exp(scores - higher[:, None])
-        fading = tl.exp(highest - higher)
-        block = tl.load(values + at, mask=seen[:, None], other=0.0)
-        mixed = mixed * fading[:, None] + tl.dot(shares.to(block.dtype), block)
-        total = total * fading + tl.sum(shares, axis=1)
-        highest = higher
+    if PROMPTS:
+        kind: tl.constexpr = keys.dtype.element_ty
+        # An address says nothing of its alignment, without which keys are read one by one; allocators give 64 bytes.
+        prompt_keys = tl.multiple_of(tl.load(key_addresses + row).to(tl.pointer_type(kind)), 64)
+        prompt_values = tl.multiple_of(tl.load(value_addresses + row).to(tl.pointer_type(kind)), 64)
+        at = head * before * D
+        highest, total, mixed = _over(
+            queries, prompt_keys + at, prompt_values + at, before, highest, total, mixed, scale, D, BLOCK
+        )
+    highest, total, mixed = _over(
+        queries, keys + cache, values + cache, place + 1, highest, total, mixed, scale, D, BLOCK
+    )
     result = mixed / total[:, None]
     target = out + (row * H + head * G + group[:, None]) * D + columns[None, :]
     tl.store(target, result, mask=(group < G)[:, None])

@@ -26,19 +26,24 @@ MOST_SLOTS = 64
 
 CPU_SLOTS = 32
 
-TOKENS_A_SLOT = 768
-"""What a slot is reckoned to need: a reference of 15 seconds, a line of 15. Rows may be longer; fewer fit then."""
+TOKENS_A_SLOT = 512
+"""What a slot is reckoned to need beside its speaker's prompt: a line of 20 seconds. Rows may be longer; fewer fit
+then."""
+
+MOST_PROMPTS = 16384
+"""Tokens of prompts that are held in any case where a third of the memory has room for them; more only for slots that
+may all have speakers of their own, with 20 seconds of references each."""
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How many rows, and how many tokens' keys and values for the rows and for speakers' kept prompts."""
+    """How many rows, and how many tokens' keys and values for the rows and for speakers' prompts."""
 
     slots: int
     row_tokens: int
-    voice_tokens: int
+    prompt_tokens: int
 
 
 def device(name: str) -> torch.device:
@@ -137,14 +142,16 @@ def plan_memory(on: torch.device, memory_bytes: int, token_bytes: int, slots: in
         free = _available_bytes() // 2
         most = CPU_SLOTS
     tokens = free // token_bytes
-    voice_tokens = min(tokens // 4, 16384)
-    row_tokens = tokens - voice_tokens
+    # A third for prompts: enough when every slot has a speaker of its own with 12 seconds of references.
+    row_tokens = tokens - tokens // 3
+    slots = slots or min(most, row_tokens // TOKENS_A_SLOT)
+    prompt_tokens = min(tokens // 3, max(MOST_PROMPTS, slots * TOKENS_A_SLOT))
     if row_tokens < TOKENS_A_SLOT:
         raise EngineError(
             "out_of_memory",
             f"the models leave {max(0, free) / GIB:.1f} GiB, too little for a single slot; raise pool.model_memory_gb",
         )
-    return MemoryPlan(slots or max(1, min(most, row_tokens // TOKENS_A_SLOT)), row_tokens, voice_tokens)
+    return MemoryPlan(slots, tokens - prompt_tokens, prompt_tokens)
 
 
 def give_back_pages(path: str, tensors: Iterable[Tensor]) -> None:

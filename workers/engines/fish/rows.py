@@ -6,6 +6,7 @@ prompt and ends with codes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,17 +26,19 @@ PREFILL_TOKENS = 2048
 
 SHORTEST_LENGTH = 128
 
+FINE_LENGTH = 32
+
 ROOMY = 2048
-"""Positions that are enough for most rows: half a minute of references and a minute of speech."""
+"""Positions that are enough for almost all rows: a minute and a half of speech."""
 
 
 @dataclass
 class Prompt:
     """A speaker's part of the prompt: ``tokens``, int64 (1 + codebooks, P), and its keys and values once they have been
-    computed, as Cache.take gives them."""
+    computed, a cache of one slot and P positions."""
 
     tokens: Codes
-    kept: list[Tensor] | None = None
+    kept: Cache | None = None
 
     @property
     def positions(self) -> int:
@@ -84,29 +87,47 @@ class _Pending:
 class Rows:
     """Starts rows, advances all of them by a frame at a time, and hands out what has ended.
 
+    A row's cache holds what comes after its speaker's prompt, which is read where it was computed. Two kinds of rows
+    have a copy of their prompt at the beginning of their cache instead, and positions count from there: steady ones,
+    whose sums may not depend on who else has the prompt, and those of a GPU without the kernel that finds prompts.
+
     Args:
         slots: the most rows there may be.
         tokens: how many tokens' keys and values the cache may hold; bounds rows × capacity.
         frames: the most frames that a row may speak.
         steady: see Batch: a row's arithmetic does not depend on the rows around it.
+        prompt_tokens: how many tokens the prompts that rows read may have together.
     """
 
-    def __init__(self, weights: Weights, slots: int, tokens: int, frames: int, *, steady: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        slots: int,
+        tokens: int,
+        frames: int,
+        *,
+        steady: bool = False,
+        prompt_tokens: int = sys.maxsize,
+    ) -> None:
         self.weights = weights
         self.steady = steady
         self._token_budget = tokens
+        self._prompt_budget = prompt_tokens
         self._frames = frames
         self._tables = Tables(weights)
-        self._lengths = lengths(weights.shape.positions, steady=steady)
+        on_cpu = weights.device.type == "cpu"
+        self._lengths = lengths(weights.shape.positions, steady=steady, fine=on_cpu)
         self._capacities = capacities(weights.shape.positions)
         self._pending: _Pending | None = None
         # Steady rows run steps one length after the other, which nothing records.
         recorded = weights.device.type == "cuda" and not steady
         self._graphs = GraphedSteps(weights, self._tables) if recorded else None
+        self._sharing = not steady and (on_cpu or (self._graphs is not None and self._graphs.fused))
         self._layout(slots)
 
     def _layout(self, slots: int) -> None:
         self.batch = Batch(slots, self._lengths, ROW_COUNTS if self._graphs else (), steady=self.steady)
+        self._prompts: dict[int, Prompt] = {}
         capacity = self._usual_capacity()
         self._state = State.empty(self.weights, slots, self._frames)
         self._cache = Cache(self.weights, self._rows_at(capacity), capacity)
@@ -124,35 +145,56 @@ class Rows:
     def slots(self) -> int:
         return self.batch.slots
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Those that rows read, each once."""
+        return list({id(prompt): prompt for prompt in self._prompts.values()}.values())
+
+    def _positions(self, start: Start) -> int:
+        """Those that a row takes in its own cache before its first frame."""
+        return int(start.suffix.shape[1]) if self._sharing else start.positions
+
     def fitting(self, starts: Sequence[Start]) -> int:
         """How many of them, from the first on, can start now."""
         capacity = self._cache.capacity if len(self.batch) else self._usual_capacity()
+        prompts = {id(prompt): prompt.positions for prompt in self.prompts}
         for count, start in enumerate(starts):
-            capacity = max(capacity, self._capacity_for(start.positions))
-            if len(self.batch) + count + 1 > self._rows_at(capacity):
+            capacity = max(capacity, self._capacity_for(self._positions(start)))
+            prompts[id(start.prompt)] = start.prompt.positions
+            crowded = len(prompts) > 1 and sum(prompts.values()) > self._prompt_budget
+            if crowded or len(self.batch) + count + 1 > self._rows_at(capacity):
                 return count
         return len(starts)
 
     def start(self, starts: Sequence[Start]) -> None:
-        """Join rows to the batch: prompts that have not been computed are, shared ones are copied, the rest of the
-        tokens is read. No more than are ``fitting``."""
-        self._reserve(max(start.positions for start in starts), len(self.batch) + len(starts))
-        slots = {}
-        for start in starts:
-            last = start.positions - 1 + start.limit
-            slots[start.key] = self.batch.join(Row(start.key, start.positions - 1, last))
-        first_of: dict[int, Start] = {}
+        """Join rows to the batch: prompts that have not been computed are, and the rest of the tokens is read. No more
+        than are ``fitting``."""
+        self._reserve(max(self._positions(start) for start in starts), len(self.batch) + len(starts))
+        slots = []
         for start in starts:
             if start.prompt.kept is None and start.prompt.positions:
-                first_of.setdefault(id(start.prompt), start)
-        self._read([(slots[start.key], start.prompt.tokens, 0) for start in first_of.values()])
-        for start in first_of.values():
-            start.prompt.kept = self._cache.take(slots[start.key], start.prompt.positions)
-        for start in starts:
-            if start.prompt.kept is not None and first_of.get(id(start.prompt)) is not start:
-                self._cache.put(slots[start.key], start.prompt.kept)
-        self._read([(slots[start.key], start.suffix[:, :-1], start.prompt.positions) for start in starts])
-        self._set_states(starts, [slots[start.key] for start in starts])
+                start.prompt.kept = self._computed(start.prompt)
+            first = self._positions(start) - 1
+            slots.append(self.batch.join(Row(start.key, first, first + start.limit)))
+            if start.prompt.kept is None:
+                continue
+            if self._sharing:
+                self._prompts[start.key] = start.prompt
+                self._cache.share(slots[-1], start.prompt.kept)
+            else:
+                self._cache.copy(slots[-1], start.prompt.kept)
+        texts = [start.suffix[:, :-1] for start in starts]
+        befores = [self._positions(start) - start.suffix.shape[1] for start in starts]
+        self._read(list(zip(slots, texts, befores, strict=True)))
+        self._set_states(starts, slots)
+
+    def _computed(self, prompt: Prompt) -> Cache:
+        """The prompt's keys and values, read by itself, in a place of its own."""
+        cache = Cache(self.weights, 1, prompt.positions)
+        for at in range(0, prompt.positions, PREFILL_TOKENS):
+            tokens = prompt.tokens[:, at : at + PREFILL_TOKENS]
+            self._prefill(cache, [(0, tokens, at)], at + tokens.shape[1])
+        return cache
 
     def _read(self, rows: list[tuple[int, Codes, int]]) -> None:
         """Prefill rows of (slot, tokens (1 + C, any), start), together where it pays and may be done."""
@@ -163,14 +205,14 @@ class Rows:
             count = 1 if self.steady else max(1, PREFILL_TOKENS // longest)
             now, rows = rows[-count:], rows[:-count]
             parts = [(slot, tokens[:, :longest], at) for slot, tokens, at in now]
-            if max(at for _, _, at in parts) + longest <= self._cache.capacity:
-                self._prefill(parts)
-            else:  # padding would reach beyond the cache
-                for part in parts:
-                    self._prefill([part])
+            covered = max(at for _, _, at in parts) + longest
+            # One by one where padding would reach beyond the cache.
+            for together in [parts] if covered <= self._cache.capacity else [[part] for part in parts]:
+                covered = max(at for _, _, at in together) + max(tokens.shape[1] for _, tokens, _ in together)
+                self._prefill(self._cache, together, min(self.batch.length_for(covered), self._cache.capacity))
             rows += [(slot, tokens[:, longest:], at + longest) for slot, tokens, at in now if tokens.shape[1] > longest]
 
-    def _prefill(self, rows: list[tuple[int, Codes, int]]) -> None:
+    def _prefill(self, cache: Cache, rows: list[tuple[int, Codes, int]], length: int) -> None:
         size = max(tokens.shape[1] for _, tokens, _ in rows)
         padded = np.zeros((len(rows), size, rows[0][1].shape[0]), dtype=np.int64)
         for row, (_, tokens, _) in enumerate(rows):
@@ -179,11 +221,11 @@ class Rows:
         prefill(
             self.weights,
             self._tables,
-            self._cache,
-            torch.tensor([slot for slot, _, _ in rows], device=device),
+            cache,
+            [slot for slot, _, _ in rows],
             torch.from_numpy(padded).to(device),
             torch.tensor([at for _, _, at in rows], device=device),
-            min(self.batch.length_for(max(at for _, _, at in rows) + size), self._cache.capacity),
+            length,
         )
 
     def _set_states(self, starts: Sequence[Start], slots: list[int]) -> None:
@@ -197,7 +239,7 @@ class Rows:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
         state.newest[where] = torch.from_numpy(np.stack([start.suffix[:, -1] for start in starts])).to(device)
-        state.position[where] = whole([start.positions - 1 for start in starts])
+        state.position[where] = whole([self._positions(start) - 1 for start in starts])
         state.limit[where] = whole([start.limit for start in starts])
         state.keys[where] = whole([noise.seed_key(start.seed) for start in starts])
         state.temperature[where] = real([start.temperature for start in starts])
@@ -275,14 +317,21 @@ class Rows:
         ended = self._state.ended[where].tolist()
         history = self._state.history[where, : max(1, *frames)].cpu().numpy()
         for key in keys:
-            self.batch.leave(key)
+            self._leave(key)
         return [Ended(key, history[row, : frames[row], 1:].T.copy(), not ended[row]) for row, key in enumerate(keys)]
 
     def drop(self, key: int) -> None:
         """Forget a row."""
         if self._pending is not None:
             self._pending.slots.pop(key, None)  # it may start again under this name
-        self._state.active[self.batch.leave(key)] = False
+        self._state.active[self._leave(key)] = False
+
+    def _leave(self, key: int) -> int:
+        """Take a row out of the batch; the slot that it had."""
+        slot = self.batch.leave(key)
+        self._prompts.pop(key, None)
+        self._cache.release(slot)
+        return slot
 
     def resize(self, slots: int) -> list[int]:
         """Another number of slots, everything in the batch forgotten; who was there."""
@@ -330,11 +379,14 @@ def capacities(positions: int) -> list[int]:
     return sizes
 
 
-def lengths(positions: int, *, steady: bool) -> list[int]:
+def lengths(positions: int, *, steady: bool, fine: bool) -> list[int]:
     """Attention lengths that a step may use. Steps of a quarter waste little; doubling ones keep the number of
-    different plans down where each is a run of its own."""
+    different plans down where each is a run of its own, ``fine`` ones waste next to nothing where no length has to be
+    recorded."""
     if steady:
         return capacities(positions)
+    if fine:
+        return [*range(FINE_LENGTH, positions, FINE_LENGTH), positions]
     found = [SHORTEST_LENGTH]
     while found[-1] < positions:
         size = 1 << (found[-1].bit_length() - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from workers.engine import EngineError, Reference, Voice
@@ -24,7 +24,7 @@ class Voices:
     """Prompts by what makes a voice (Voice.key), the one used longest ago given up first.
 
     Args:
-        tokens: how many tokens' keys and values may be kept.
+        tokens: how many tokens' keys and values may be held, those that rows read included.
         longest: how many tokens a prompt may have.
     """
 
@@ -72,15 +72,16 @@ class Voices:
             f"{self._longest}: use shorter or fewer references (a second of recording takes 22)",
         )
 
-    def trim(self) -> None:
-        """Forget what there is no room for."""
-        kept = sum(prompt.positions for prompt in self._prompts.values() if prompt.kept is not None)
-        for prompt in self._prompts.values():
-            if kept <= self._tokens:
+    def make_room(self, needed: Iterable[Prompt]) -> None:
+        """Forget what there is no room for beside the prompts that rows read, or are about to."""
+        reading = {id(prompt): prompt.positions for prompt in needed}
+        kept = [prompt for prompt in self._prompts.values() if prompt.kept is not None and id(prompt) not in reading]
+        held = sum(reading.values()) + sum(prompt.positions for prompt in kept)
+        for prompt in kept:
+            if held <= self._tokens:
                 break
-            if prompt.kept is not None:
-                prompt.kept = None
-                kept -= prompt.positions
+            prompt.kept = None
+            held -= prompt.positions
         total = sum(prompt.positions for prompt in self._prompts.values())
         while total > KEPT_TOKENS_OF_TEXTS and len(self._prompts) > 1:
             total -= self._prompts.popitem(last=False)[1].positions
