@@ -267,19 +267,18 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, shared: 
     if shared is None:
         return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
     mixed, weight = attend_weighed(queries, keys, values, bias)
-    size = queries.shape[2]
-    together = queries[shared.rows].transpose(0, 1).flatten(1, 2)[None]  # (1, K, M Q, D)
-    sizes = [count * size for _, count in shared.prompts]
+    heads, size, width = queries.shape[1:]
+    together = queries[shared.rows].transpose(0, 1).reshape(1, heads, -1, width)  # (1, K, M Q, D)
     parts = [
         attend_weighed(part, prompt.keys[number], prompt.values[number], None)
-        for part, (prompt, _) in zip(together.split(sizes, dim=2), shared.prompts, strict=True)
+        for part, (prompt, _) in zip(
+            together.split([count * size for _, count in shared.prompts], dim=2), shared.prompts, strict=True
+        )
     ]
-    before = torch.cat([part for part, _ in parts], dim=2)[0].unflatten(1, (-1, size)).transpose(0, 1)  # (M, K, Q, D)
-    before_weight = torch.cat([part for _, part in parts], dim=2)[0].unflatten(1, (-1, size)).transpose(0, 1)
+    before = torch.cat([part for part, _ in parts], dim=2).view(heads, -1, size, width).transpose(0, 1)  # (M, K, Q, D)
+    before_weight = torch.cat([part for _, part in parts], dim=2).view(heads, -1, size).transpose(0, 1)
     share = torch.sigmoid(before_weight - weight[shared.rows])[..., None].to(mixed.dtype)  # (M, K, Q, 1)
-    own = mixed[shared.rows]
-    mixed[shared.rows] = own + (before - own) * share
-    return mixed
+    return mixed.index_copy_(0, shared.rows, torch.lerp(mixed[shared.rows], before, share))
 
 
 def attend_weighed(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
