@@ -5,9 +5,9 @@
 Speed does not depend on what the weights say: ``make_checkpoint --shape real`` makes a checkpoint for it. ``decode``:
 frames a second of the decoder alone, a row of 64 frames after a reference of ten seconds. ``codec``: seconds of audio a
 second. ``job``: 46 segments of six speakers, 64 frames each, in one warm engine, files included. ``load``: from the
-start of the process to the loaded engine. ``memory``: the peak with 32 rows of 1,024 positions, and the growth over
-2,000 segments. Every figure but memory's is the median of the repeats; a ratio is to the stock way, which for a job is
-extrapolated from its load and two segments.
+start of the process to the loaded engine. ``memory``: the peak with 32 rows of 1,024 positions, their speakers' prompts
+among these, and the growth over 2,000 segments. Every figure but memory's is the median of the repeats; a ratio is to
+the stock way, which for a job is extrapolated from its load and two segments.
 """
 
 from __future__ import annotations
@@ -250,7 +250,8 @@ class Bench:
         return results
 
     def memory(self) -> list[Result]:
-        """What 32 rows of 1,024 positions take at most, and what more is held after many segments than after some."""
+        """What 32 rows of 1,024 positions, most of them of shared prompts, take at most, and what more is held after
+        many segments than after some."""
         results: list[Result] = []
         with tempfile.TemporaryDirectory() as folder:
             engine = self.engine(self.slots or FULL_SLOTS)
