@@ -33,7 +33,7 @@ from workers.engines.fish.speech import Speech, pieces_of
 from workers.engines.fish.voices import Voices
 from workers.engines.fish.weights import check_files, content_id, read_weights
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Counted up when the same segment would sound different."""
 
 FRAMES_A_STEP = 4
