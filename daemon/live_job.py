@@ -167,6 +167,8 @@ class LiveJob:
     has_report: ClassVar[bool] = True
     """It has a page for people."""
     ignored: list[str] = field(default_factory=list)
+    _finished: dict[int, None] = field(default_factory=dict, repr=False)
+    """Positions of finished files, without those that are known to be in the outbox."""
 
     # --- making and opening ---------------------------------------------------------------------------------
 
@@ -263,9 +265,20 @@ class LiveJob:
     def audio_s(self) -> float:
         return sum(segment.duration_s or 0.0 for segment in self.segments)
 
+    def finish(self, position: int, segment: LiveSegment) -> None:
+        """It is spoken, and its file stored. May be called from a thread."""
+        self.segments[position] = segment
+        self._finished[position] = None
+
     def unpublished(self) -> Iterator[int]:
-        """Positions of finished files that are not in the outbox yet."""
-        return (p for p, segment in enumerate(self.segments) if segment.status == "ok" and not segment.published)
+        """Positions of finished files that are not in the outbox yet. To look for them among all segments of a long job
+        for every few that are published would take longer than to speak them."""
+        for position in list(self._finished):
+            segment = self.segments[position]
+            if segment.published:
+                del self._finished[position]
+            elif segment.status == "ok":
+                yield position
 
     @property
     def has_unpublished(self) -> bool:
@@ -344,6 +357,8 @@ class LiveJob:
             self.ignored += record["paths"]
         elif "p" in record:
             self._replay_segment(kind, self.segments[record["p"]], record)
+            if kind == "ok":
+                self._finished[record["p"]] = None
         # Others are a later version's, and hold nothing that this one could lose by not knowing them.
 
     def _replay_segment(self, kind: str, segment: LiveSegment, record: Record) -> None:

@@ -96,7 +96,7 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
         job.journal.append(records)
         for delivery in fresh:
             delivery.recorded = True
-            job.segments[delivery.position] = _as_segment(delivery)
+            job.finish(delivery.position, _as_segment(delivery))
     return spoilt
 
 
