@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,12 @@ from daemon.live_job import LiveJob, LiveSegment
 from daemon.mapped_paths import is_windows_path, path_here, path_there
 
 SCHEMA = 1
+
+_HEAD_BYTES = 1 << 16
+_TIMINGS = re.compile(
+    rb'"received_at": ([0-9]{1,12}\.[0-9]{1,3}),\s+"started_at": [0-9.]+,\s+"ended_at": ([0-9]{1,12}\.[0-9]{1,3})'
+)
+"""In the head of a manifest as ``as_json`` writes it."""
 
 LISTING_SHARE = 20
 """The outbox is listed for names no more often than so many times what that takes."""
@@ -131,7 +138,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     """The sha256 of its bytes, in hex. The same one that an earlier life of the daemon has written stays, with the mark
     of who has read it since."""
     data = as_json(manifest)
-    if results.manifest_bytes(folder) == data:
+    if results.manifest_head(folder, len(data) + 1) == data:
         files.fsync_folder(folder)
     else:
         # Whoever has marked the earlier one as read has not seen this one.
@@ -142,12 +149,12 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def told_end(folder: Path, received_at: float) -> float | None:
     """When the job that was received then has ended, as the manifest in its folder says that an earlier life of the
-    daemon has written; None where there is none."""
-    try:
-        timings = json.loads(results.manifest_bytes(folder) or b"")["timings"]
-        return float(timings["ended_at"]) if timings["received_at"] == round(received_at, 3) else None
-    except (ValueError, LookupError, TypeError, RecursionError):
+    daemon has written; None where there is none. Others may write there too, so no more is read of it, and nothing
+    understood, but the place where we write these two."""
+    found = _TIMINGS.search(results.manifest_head(folder, _HEAD_BYTES))
+    if found is None or float(found[1]) != round(received_at, 3):
         return None
+    return float(found[2]) if received_at <= float(found[2]) <= time.time() else None
 
 
 def manifest(job: LiveJob) -> dict[str, Any]:

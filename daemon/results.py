@@ -104,13 +104,13 @@ def has_been_read(folder: Path) -> bool:
         return False
 
 
-def manifest_bytes(folder: Path) -> bytes | None:
-    """The manifest in ``folder`` as it is; None where there is none that can be read."""
+def manifest_head(folder: Path, most: int) -> bytes:
+    """At most so many of the first bytes of the manifest in ``folder``; none where there is none that can be read."""
     try:
         with _regular_file(folder / "manifest.json") as file:
-            return file.read()
+            return file.read(most)
     except OSError:
-        return None
+        return b""
 
 
 def weigh(ended: EndedJob) -> int:

@@ -16,6 +16,7 @@ from daemon.core.job import Limits
 from daemon.core.job_id import fold_job_id
 from daemon.live_job import EngineIdentity, LiveJob
 from daemon.outbox import OutboxConflict, TakenNames, manifest, progress, publish, published_name, take, write_results
+from daemon.results import READ_MARK, has_been_read, mark_as_read
 from daemon.store import store
 from tests.shell import deliver, job_document, make_live_job, settings_in
 
@@ -342,3 +343,24 @@ def test_jobs_that_are_no_localclip_config_have_no_results(settings: Settings, j
     assert job.job.results is None
     generate, _ = localclip(settings, [{}])
     assert LiveJob.open(generate.folder, Limits()).job.results == "generate"
+
+
+def test_a_manifest_of_an_earlier_life_stays(tmp_path: Path) -> None:
+    """With its end and the mark of who has read it; what somebody else has put there tells of nothing."""
+    timings = {"received_at": 1766000000.25, "started_at": 1766000001.0, "ended_at": 1766000002.5}
+    told = {"schema": 1, "timings": timings}
+    outbox.write_manifest(tmp_path, told)
+    mark_as_read(tmp_path)
+    assert outbox.told_end(tmp_path, 1766000000.2503) == 1766000002.5
+    assert outbox.told_end(tmp_path, 1766000000.0) is None
+    outbox.write_manifest(tmp_path, told)
+    assert has_been_read(tmp_path)
+    outbox.write_manifest(tmp_path, {**told, "status": "done"})
+    assert not (tmp_path / READ_MARK).exists()
+    for end in ("NaN", "1e999", "99999999999.0", "1765999999.0", '"soon"'):
+        text = f'{{"received_at": 1766000000.25, "started_at": 1.0, "ended_at": {end}}}'
+        (tmp_path / "manifest.json").write_text(text)
+        assert outbox.told_end(tmp_path, 1766000000.25) is None
+    (tmp_path / "manifest.json").unlink()
+    os.mkfifo(tmp_path / "manifest.json")
+    assert outbox.told_end(tmp_path, 1766000000.25) is None

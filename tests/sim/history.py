@@ -209,8 +209,10 @@ class History:
     # --- the world, as its inhabitants see it ---------------------------------------------------------------
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
-        entry: tuple[float, int, Callable[[], None]] = (self.at + seconds, next(self._order), action)
-        heapq.heappush(self._agenda, entry)
+        self._when(self.at + seconds, action)
+
+    def _when(self, at: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (at, next(self._order), action))
 
     def odds(self, chance: float) -> bool:
         if chance and self.faults.budget > 0 and self.random.random() < chance:
@@ -249,7 +251,8 @@ class History:
             self.events += 1
             self._shell.hear(worker, message)
 
-        self.later(at - self.at, self.in_this_life(arrive))
+        # Not after ``at - now``, which rounding may bring before a message that was sent at another time.
+        self._when(at, self.in_this_life(arrive))
 
     def sent(self, process: WorkerProcess, dispatch: Dispatch) -> None:
         place = (dispatch.job, dispatch.position)
