@@ -38,8 +38,8 @@ from workers.protocol import (
 from workers.serve import FrameWriter
 
 READ_BYTES = 1 << 16
-MOST_UNFINISHED = 128
-"""Results written and not synced: a disk that does not keep up holds up the main thread, not the memory."""
+MOST_UNFINISHED = 64
+"""Results written and not synced, which are open files: a disk that does not keep up holds up the main thread."""
 
 ASKED_AHEAD = 96
 """Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
