@@ -134,12 +134,14 @@ def temporary_name(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
     """Put ``data`` under ``path``, replacing what was there. Not ``durable``: still whole or not at all for every
     reader, but a power cut may bring back the old content (for files that are rewritten every second)."""
+    if _given_up:
+        _remove_given_up(path.parent)
     temporary = temporary_name(path)
     try:
         _write_file(temporary, data, durable=durable, mode=mode)
         disk.rename(temporary, path)
     except BaseException:
-        _forget(temporary)
+        _give_up(temporary)
         raise
     if durable:
         fsync_folder(path.parent)
@@ -165,7 +167,7 @@ def write_new(path: Path, data: bytes) -> None:
         _write_file(temporary, data, durable=True, mode=FILE_MODE)
         rename_new(temporary, path)
     except BaseException:
-        _forget(temporary)
+        _give_up(temporary)
         raise
     fsync_folder(path.parent)
 
@@ -184,7 +186,7 @@ def written_atomically(path: Path) -> Iterator[int]:
             os.close(descriptor)
         disk.rename(temporary, path)
     except BaseException:
-        _forget(temporary)
+        _give_up(temporary)
         raise
     fsync_folder(path.parent)
 
@@ -307,10 +309,10 @@ def place_new(source: Path, target: Path) -> bool:
     try:
         rename_new(temporary, target)
     except FileExistsError:
-        _forget(temporary)
+        _give_up(temporary)
         return _holds(target, sha256)
     except BaseException:
-        _forget(temporary)
+        _give_up(temporary)
         raise
     return True
 
@@ -338,7 +340,7 @@ def copy(source: Path, target: Path) -> str:
             os.close(writer)
         disk.rename(temporary, target)
     except BaseException:
-        _forget(temporary)
+        _give_up(temporary)
         raise
     finally:
         os.close(reader)
@@ -566,3 +568,23 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _forget(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         disk.unlink(path)
+
+
+_given_up: dict[Path, None] = {}
+"""Temporary files that could not be removed; the next one that is written to their folder tries again."""
+
+
+def _give_up(temporary: Path) -> None:
+    """Remove it, now or later: what went wrong before is to be told, and not that this did too."""
+    try:
+        _forget(temporary)
+    except OSError:
+        _given_up[temporary] = None
+
+
+def _remove_given_up(folder: Path) -> None:
+    # In no other folder, which may be on a share that hangs.
+    for temporary in [path for path in list(_given_up) if path.parent == folder]:
+        with contextlib.suppress(OSError):
+            _forget(temporary)
+            _given_up.pop(temporary, None)
