@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "inbox.scan_seconds": 0.05,
     "inbox.watch": False,
     "service.progress_seconds": 60.0,
-    "service.status_seconds": 60.0,
+    "service.status_seconds": 5.0,
     "service.drain_seconds": 5.0,
     "disk.state_free_gb": 0.0,
     "disk.outbox_free_gb": 0.0,
