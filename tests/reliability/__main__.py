@@ -114,9 +114,10 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("matrix",),),
     (("chaos",),),
     (("cluster",),),
-    (("inbox", "upkeep"), ("scale", "strace", "wire", "hostile")),
+    (("inbox", "upkeep"), ("strace", "wire", "hostile", "scale")),
 )
-"""Which run at the same time, in lines: those that keep both cores busy run alone."""
+"""Which run at the same time, in lines: those that keep both cores busy run alone. ``scale`` comes last, since what it
+leaves in memory would count as that of the daemons which are forked after it."""
 
 
 def setting(text: str) -> tuple[str, Any]:
