@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from daemon import files
 
 FOLDER = ".references"
 
@@ -65,13 +66,10 @@ def _read(path: Path) -> bytes:
         OSError: it can't be read now.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
+        descriptor = files.open_regular(path)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL):
             return b""
         raise
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        return file.read() if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_JOB else b""
+        return file.read() if os.fstat(descriptor).st_size <= LARGEST_JOB else b""

@@ -191,16 +191,39 @@ def written_atomically(path: Path) -> Iterator[int]:
     fsync_folder(path.parent)
 
 
+def open_regular(path: Path) -> int:
+    """A descriptor to read a file by that somebody else may have put there: no link is followed, nothing is waited for.
+
+    Raises:
+        OSError: it is missing or can't be opened, or (EINVAL) is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def holds(path: Path, sha256: object) -> bool:
+    """Whether a regular file of that content is there and can be read."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
+
 def fsync_file(path: Path) -> None:
     """Sync a file that another process has written and closed.
 
     Raises:
         OSError: it is missing, is not a regular file, or could not be synced.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_regular(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         disk.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -310,7 +333,7 @@ def place_new(source: Path, target: Path) -> bool:
         rename_new(temporary, target)
     except FileExistsError:
         _give_up(temporary)
-        return _holds(target, sha256)
+        return holds(target, sha256)
     except BaseException:
         _give_up(temporary)
         raise
@@ -326,10 +349,8 @@ def copy(source: Path, target: Path) -> str:
     """
     temporary = temporary_name(target)
     digest = hashlib.sha256()
-    reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    reader = open_regular(source)
     try:
-        if not stat.S_ISREG(os.fstat(reader).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(source))
         writer = create(temporary)
         try:
             while block := os.read(reader, COPY_BYTES):
@@ -530,14 +551,6 @@ def _same_file(one: Path, other: Path) -> bool:
     try:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except FileNotFoundError:
-        return False
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
         return False
 
 

@@ -10,7 +10,6 @@ outbox away; it is then tried again, and the job's ``note`` says what it waits f
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -447,7 +446,7 @@ class JobRun:
             except OSError as error:
                 if self.job.note is None or not self.job.note.startswith(what):
                     log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
-                self._note(f"{what} failed ({error.strerror or error}); trying again")
+                self._note(f"{what} failed ({_words(error)}); trying again")
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
@@ -459,6 +458,12 @@ class JobRun:
 
 async def _in_thread(step: Callable[[Path], None], path: Path) -> None:
     await anyio.to_thread.run_sync(step, path)
+
+
+def _words(error: OSError) -> str:
+    """What is wrong, and with which file where people can get at one: what is moved has its new place second."""
+    place = error.filename2 or error.filename
+    return (error.strerror or str(error)) + (f": {place}" if isinstance(place, str) else "")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -518,7 +523,7 @@ def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: Reus
         try:
             outbox.publish(folder, job, position)
         except FileNotFoundError:
-            if not _is_there(folder / outbox.published_name(job, position), job.segments[position].sha256):
+            if not files.holds(folder / outbox.published_name(job, position), job.segments[position].sha256):
                 lost.append(position)
                 continue
             job.segments[position].published = True
@@ -534,12 +539,3 @@ def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: Reus
     files.fsync_folder(folder)
     reuse.record(fresh, at=time.time())
     return lost
-
-
-def _is_there(path: Path, sha256: str | None) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    with open(descriptor, "rb") as file:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode) and hashlib.file_digest(file, "sha256").hexdigest() == sha256

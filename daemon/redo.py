@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,12 +169,10 @@ def _keep(folder: Path, job: LiveJob, position: int, entry: Entry) -> bool:
 def _look_at(path: Path, job: LiveJob, kept: LiveSegment, sha256: object) -> bool:
     """Whether the published file is what the manifest says; its length and outline then."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = files.open_regular(path)
     except OSError:
         return False
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return False
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return False
         kept.sha256 = str(sha256)
@@ -206,7 +203,7 @@ def _put_aside(folder: Path, job: LiveJob, position: int, number: int, entry: En
             files.fsync_folder(folder / TAKES)
     told = ("status", "seed", "seeds", "duration_s", "overrun_s", "sha256", "truncated", "finishing", "flaws", "error")
     take = {key: entry[key] for key in told if key in entry}
-    return {**take, "file": aside if (folder / aside).exists() else None}
+    return {**take, "file": aside if (folder / aside).is_file() else None}
 
 
 def _whole(value: object) -> int:

@@ -130,6 +130,22 @@ def test_only_regular_files_are_synced(tmp_path: Path) -> None:
             files.fsync_file(path)
 
 
+def test_what_a_file_holds(tmp_path: Path) -> None:
+    """Anything else under its name holds nothing, and no descriptor is left open over it."""
+    path, sha256 = tmp_path / "a", hashlib.sha256(b"x").hexdigest()
+    path.write_bytes(b"x")
+    assert files.holds(path, sha256)
+    before = len(os.listdir("/proc/self/fd"))
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "fifo", "folder", "missing"):
+        assert not files.holds(tmp_path / name, sha256)
+    path.write_bytes(b"y")
+    assert not files.holds(path, sha256)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_that_knows_no_sync_counts_as_synced() -> None:
     """/proc answers EINVAL to fsync of a folder, as network shares do."""
     files.fsync_folder(Path("/proc/self"))

@@ -99,6 +99,18 @@ def test_a_redone_segment_is_not_put_aside_by_a_restart(folder: Path) -> None:
     assert len(restarted.segments[1].history) == 1
 
 
+def test_a_folder_in_the_place_of_a_take(folder: Path) -> None:
+    """What was there is spoken again; the folder is put aside, as a file would be, and is no take."""
+    (folder / "segment_0000.wav").rename(folder.parent / "taken_away.wav")
+    (folder / "segment_0000.wav").mkdir()
+    job = again(folder, [1], seed="new")
+    look_back(folder, job)
+    give_keys(job, ANOTHER, {})
+    assert [live.status for live in job.segments] == ["waiting", "waiting", "failed", "skipped"]
+    assert (folder / "takes" / "segment_0000.1.wav").is_dir()
+    assert [take["file"] for take in job.segments[0].history] == [None]
+
+
 def test_a_disk_in_trouble_leaves_it_to_be_tried_again(folder: Path) -> None:
     """Whichever step fails."""
     for number in range(1, 100):

@@ -73,6 +73,21 @@ def test_a_job_folder_that_somebody_removes(make: Make) -> None:
     assert all((dubd.outbox / "film" / s["file"]).exists() for s in manifest["segments"] if s["file"])
 
 
+def test_a_folder_that_lies_where_a_file_is_to_go(make: Make) -> None:
+    """The job says which, and goes on once it is away; the daemon and other jobs take no notice."""
+    dubd = make().start()
+    middle(dubd)
+    blocked = dubd.outbox / "film" / "segment_0004.wav"
+    blocked.mkdir()
+    dubd.open_gate()
+    wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note")
+    dubd.kill()
+    dubd.start()
+    wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note again")
+    blocked.rmdir()
+    done(dubd)
+
+
 NO_FLOORS = {"disk__state_free_gb": 0.0, "disk__outbox_free_gb": 0.0, "disk__inbox_free_gb": 0.0}
 """Let a disk be filled to its last byte."""
 
