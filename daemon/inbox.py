@@ -2,7 +2,8 @@
 
 A file is taken once it is unchanged over ``settle_seconds`` of our own observations: clocks and modification times of
 a share prove nothing. What is observed is the file and, once it parses, the references it names, so that a job that is
-copied in together with its recordings is taken when all of them have come. Listing the folder is the truth; file
+copied in together with its recordings is taken when all of them have come. (Those that lie outside of the allowed
+folders are not waited for.) Listing the folder is the truth; file
 system events only make us look sooner, and where they are silent (SMB, NFS, an overflow, a folder made anew) nothing
 is lost but seconds. Taking is one rename into ``.claimed/HOST-ID/TOKEN/``: of several daemons one wins.
 """
@@ -53,6 +54,7 @@ class Observation:
     signature: Signature
     since: float
     references: tuple[Signature | None, ...] = ()
+    """Of ``reference_paths``, the job's references that are waited for; None for what is not there."""
     reference_paths: tuple[str, ...] = ()
     parsed: bool = False
     complete: bool = False
@@ -194,11 +196,21 @@ class Inbox:
             return
         observation.priority, observation.job_id = job.priority, job.job_id
         observation.bytes = result_bytes(job)
-        observation.reference_paths = reference_paths(job)
+        observation.reference_paths = tuple(self._inside(reference_paths(job)))
         observation.references = self._reference_signatures(observation.reference_paths)
         observation.complete = None not in observation.references
         if observation.references:
             observation.since = now  # they are seen for the first time, whenever the file was
+
+    def _inside(self, paths: Sequence[str]) -> Iterator[str]:
+        """Those that lie in the allowed folders. What lies elsewhere is refused when the job is taken, and when that is
+        must not tell whether it is there."""
+        roots = [os.path.realpath(root) for root in self._settings.paths.allowed_roots]
+        for path in paths:
+            with suppress(OSError, ValueError):
+                full = os.path.realpath(self._folder / path_here(path, self._settings.paths.mapped))
+                if any(Path(full).is_relative_to(root) for root in roots):
+                    yield path
 
     def _reference_signatures(self, paths: Sequence[str]) -> tuple[Signature | None, ...]:
         found: list[Signature | None] = []

@@ -141,6 +141,19 @@ def test_a_missing_reference_is_waited_for(inbox: Inbox, folder: Path) -> None:
     assert ready(inbox.look(20.0 + SETTLE + GRACE)) == ["film.json"]
 
 
+def test_references_outside_of_the_roots_are_not_waited_for(inbox: Inbox, folder: Path, tmp_path: Path) -> None:
+    """Whether they are there or not, the job is taken, to be refused, at the same time."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "there.wav").write_bytes(b"recording")
+    (folder / "link").symlink_to(outside)
+    for name, path in (("a", outside / "there.wav"), ("b", outside / "not_there.wav"), ("c", "link/not_there.wav")):
+        speakers = [{"name": "anna", "references": [{"audio": str(path)}]}]
+        put(folder, f"{name}.json", {**job_document(), "speakers": speakers})
+    inbox.look(0.0)
+    assert ready(inbox.look(SETTLE)) == ["a.json", "b.json", "c.json"]
+
+
 def test_the_important_and_the_older_first(inbox: Inbox, folder: Path) -> None:
     """By priority, then by the file's time, then by name."""
     for name, priority, mtime in (("c", 0, 10), ("b", 0, 20), ("a", 0, 20), ("d", 5, 30)):
