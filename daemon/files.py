@@ -109,6 +109,10 @@ NO_THREAD = "can't start new thread"
 """What Python says with its RuntimeError when the kernel gives it no memory, or no task, for one."""
 
 
+SHORTAGES = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})
+"""Errors of a machine or a process that lacks something at the moment: they say nothing of the file."""
+
+
 @contextlib.contextmanager
 def shortage_as_os_error() -> Iterator[None]:
     """Tell of the machine's want of memory by OSError: whoever waits for a disk can wait for that too."""

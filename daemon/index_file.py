@@ -15,6 +15,9 @@ from typing import Any
 
 from daemon import files
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""What SQLite says of a file that is no index of ours; the last: its table is another one."""
+
 
 class IndexFile:
     """Safe to call from any thread. ``schema``: one statement that makes the table where there is none."""
@@ -27,10 +30,11 @@ class IndexFile:
 
     def _open_somehow(self) -> sqlite3.Connection:
         try:
-            return self._open(self._path)
-        except sqlite3.Error:
-            pass
-        try:
+            try:
+                return self._open(self._path)
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in _DAMAGED:
+                    raise
             self._put_aside()
             return self._open(self._path)
         except (sqlite3.Error, OSError):

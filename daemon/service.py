@@ -38,6 +38,7 @@ from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
 from daemon.intake import WHATEVER_SIZE
 from daemon.jobs import Jobs, Signs
+from daemon.live_job import LiveJob
 from daemon.logs import configure_logging
 from daemon.mounts import Mounts
 from daemon.notify import Notifier, watchdog_interval
@@ -56,6 +57,10 @@ CLEAR_COPIES_S = 3600.0
 OLD_LEFTOVERS_S = 3600.0
 HOOKS_GRACE_S = 5.0
 """How long hooks that run, or wait for their turn, may hold up the daemon's end."""
+
+SHORTAGE_S = 30.0
+"""How long a start waits for what the machine lacks until it is given up."""
+SHORTAGE_PAUSE_S = 0.5
 
 LOCK_TRIES = 25
 LOCK_PAUSE_S = 0.02
@@ -195,13 +200,8 @@ class Daemon:
         jobs = self.settings.paths.state / "jobs"
         files.remove_leftovers(jobs)
         for folder in sorted(path for path in jobs.iterdir() if not path.name.startswith(".")):
-            try:
-                job = await anyio.to_thread.run_sync(open_job, folder, WHATEVER_SIZE)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not keep the others waiting
-                damaged = self.settings.paths.state / "damaged" / folder.name
-                log.error("an accepted job can't be read back; it is put aside", folder=str(damaged), error=repr(error))
-                files.make_folder(damaged.parent)
-                files.rename(folder, damaged)
+            job = await read_back(folder, self.settings.paths.state / "damaged" / folder.name)
+            if job is None:
                 continue
             await anyio.to_thread.run_sync(job.suspect_what_was_out)
             log.info("taking up job", job=job.job_id, waiting=len(job.waiting()), total=len(job.segments))
@@ -300,6 +300,32 @@ class Daemon:
                 self._notifier.watchdog()
             self._notifier.status(self._status_line())
             await anyio.sleep(min(interval or STATUS_TO_MANAGER_S, STATUS_TO_MANAGER_S))
+
+
+async def read_back(folder: Path, damaged: Path) -> LiveJob | None:
+    """An accepted job from its folder. One that is not whole is put aside as ``damaged``, which gives None: it must not
+    keep the others waiting, and is taken anew from its claimed file. What the machine lacks at the moment is no damage:
+    that is waited for, as otherwise what is finished would be spoken again.
+
+    Raises:
+        OSError: the machine lacks it still; or the folder can't be put aside.
+    """
+    patience = anyio.current_time() + SHORTAGE_S
+    while True:
+        try:
+            with files.shortage_as_os_error():
+                return await anyio.to_thread.run_sync(open_job, folder, WHATEVER_SIZE)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in files.SHORTAGES:
+                log.warning("an accepted job can't be read back yet", folder=str(folder), error=str(error))
+                if anyio.current_time() > patience:
+                    raise  # another process may have more luck: the service manager starts one
+                await anyio.sleep(SHORTAGE_PAUSE_S)
+                continue
+            log.error("an accepted job can't be read back; it is put aside", folder=str(damaged), error=repr(error))
+            files.make_folder(damaged.parent)
+            files.rename(folder, damaged)
+            return None
 
 
 async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:

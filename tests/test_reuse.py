@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,29 @@ def test_many_keys_at_once(tmp_path: Path) -> None:
     index.record([published(number) for number in range(40_000)], at=1.0)
     assert len(index.look_up(f"key{number}" for number in range(50_000))) == 40_000
     assert index.look_up([]) == {}
+    index.close()
+
+
+def test_an_index_that_cant_be_opened_now_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done without for as long as the daemon runs, and found again by the next one."""
+    path = tmp_path / "reuse.sqlite3"
+    index = ReuseIndex(path)
+    index.record([published(1)], at=1.0)
+    index.close()
+    connect = sqlite3.connect
+
+    def refuse(path: object, **more: Any) -> Any:
+        return connect("/" if path != ":memory:" else ":memory:", **more)
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    index = ReuseIndex(path)
+    assert index.look_up(["key1"]) == {}
+    index.record([published(2)], at=2.0)
+    assert index.look_up(["key2"]) == {"key2": published(2)}
+    index.close()
+    monkeypatch.undo()
+    index = ReuseIndex(path)
+    assert index.look_up(["key1", "key2"]) == {"key1": published(1)}
     index.close()
 
 

@@ -354,6 +354,8 @@ class Night:
             twice = [name for name, count in Counter(map(tuple, stored[start:end])).items() if count > 1]
             if twice:
                 raise NotSurvived(f"stored twice in one life: {twice}")
+        if damaged := [path.name for path in self._stage.root.glob("state/damaged/*")]:
+            raise NotSurvived(f"put aside as damaged: {damaged}")
         for count, finished in self._finished:
             if again := finished & {(token, int(position)) for token, position in stored[count:]}:
                 raise NotSurvived(f"stored again although it was finished: {again}")
