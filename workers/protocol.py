@@ -40,7 +40,9 @@ side may run in another Python environment, so it needs the standard library alo
 from __future__ import annotations
 
 import json
+import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,3 +130,20 @@ def _parse(body: bytes) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise ProtocolError("a frame is not an object with a type")
     return message
+
+
+class FrameWriter:
+    """Writes whole frames from any thread. A broken pipe ends the process: nobody is there to work for."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        frame = memoryview(encode_frame(message))
+        with self._lock:
+            try:
+                while frame:
+                    frame = frame[os.write(self._descriptor, frame) :]
+            except OSError:
+                os._exit(EXIT_STOPPED)

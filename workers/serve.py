@@ -31,9 +31,9 @@ from workers.protocol import (
     EXIT_STOPPED,
     PROTOCOL_VERSION,
     FrameDecoder,
+    FrameWriter,
     Message,
     ProtocolError,
-    encode_frame,
 )
 
 ENGINES = {
@@ -49,23 +49,6 @@ MESSAGE_CHARACTERS = 4_000
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Read by numerical libraries when they are imported, and never again."""
-
-
-class FrameWriter:
-    """Writes whole frames from any thread. A broken pipe ends the process: nobody is there to work for."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-
-    def send(self, message: Message) -> None:
-        frame = memoryview(encode_frame(message))
-        with self._lock:
-            try:
-                while frame:
-                    frame = frame[os.write(self._descriptor, frame) :]
-            except OSError:
-                os._exit(EXIT_STOPPED)
 
 
 def serve(incoming: int, outgoing: int) -> int:

@@ -20,9 +20,9 @@ SPEED_UP_SEGMENTS = 240
 """Divides by 1, 2, 4 and 6 workers, and by the 6 speakers."""
 SPEED_UP_WAIT_S = 0.1
 
-SLOW_WAIT_S = 1.0
-"""How long a segment takes in the life that is cut short, half of the job being spoken at a time."""
-MOST_SLOTS = 4096
+CUT_SHORT = ("engine.slots=64", "engine.options={wait_s = 0.1}")
+"""The worker of the life that is cut short, about as a large one on a GPU: what it speaks at that moment is suspected
+of it, and spoken alone afterwards."""
 
 
 @dataclass
@@ -104,8 +104,7 @@ class Overhead:
         for number in range(self.repeats):
             self.tell(f"killed in the middle of {largest} segments")
             with self._daemon(f"recovery{number}", "service.progress_seconds=0.1") as daemon:
-                slots = max(1, min(MOST_SLOTS, largest // 2))
-                daemon.start(f"engine.slots={slots}", f"engine.options={{wait_s = {SLOW_WAIT_S}}}", "pool.lookahead=0")
+                daemon.start(*CUT_SHORT)
                 name, content = self._job(largest)
                 daemon.drop(name, content)
                 daemon.await_half(name)

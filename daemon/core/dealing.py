@@ -22,8 +22,9 @@ SHARES = 2
 """Into how many chunks for each process the work within reach is cut at least. More: they finish closer together;
 fewer: less to say between them."""
 
-AHEAD = 3
-"""Chunks that a process holds and has not answered for when it is given another."""
+AHEAD = 8
+"""Chunks that a process holds and has not answered for when it is given another: those before it, and those whose
+results wait to be synced with others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,5 +27,6 @@ utterances, failed, dim}; ``too_few`` {found}: fewer utterances than ``min_utter
     utterance.py    a file → a vector, its id and its path
     speaker.py      a folder of utterances → their mean
     result.py       the result as a dictionary, as bytes, and read back
+    new_files.py    files that appear whole, many for one sync
     serve.py        the loop between the pipe and these
 """

@@ -16,14 +16,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from workers.embeddings.new_files import Disk, NewFile
 from workers.embeddings.result import encode_pickle, make_result
-from workers.embeddings.serve import NewFile
 from workers.embeddings.speaker import mean_of
 from workers.embeddings.utterance import Files, is_utterance, parse_utterance
 
 DIMENSIONS = 256
 DATASETS = 4
 READ_AT_ONCE = 10
+WRITTEN_AT_ONCE = 32
+"""Results that are synced together, as by a process of ours."""
 
 Speaker = tuple[str, str, str]
 """Corpus, dataset, speaker."""
@@ -89,14 +91,20 @@ def bound(corpus: str, processes: int) -> None:
 
 
 def compute_split(split: list[Speaker], output: str) -> None:
-    for speaker in split:
-        _, dataset, name = speaker
-        folder, files = open_files(speaker)
-        mean = mean_of(files, on_problem=lambda name, bad: None)
-        os.close(folder)
-        os.makedirs(os.path.join(output, dataset), exist_ok=True)
-        data = encode_pickle(make_result(mean, dataset, name))
-        NewFile(os.path.join(output, dataset, f"{name}.pkl"), data).keep()
+    disk = Disk()
+    for begin in range(0, len(split), WRITTEN_AT_ONCE):
+        errors = disk.keep([compute_speaker(speaker, output) for speaker in split[begin : begin + WRITTEN_AT_ONCE]])
+        if any(errors):
+            raise SystemExit(f"results can't be written: {errors}")
+
+
+def compute_speaker(speaker: Speaker, output: str) -> NewFile:
+    _, dataset, name = speaker
+    folder, files = open_files(speaker)
+    mean = mean_of(files, on_problem=lambda name, bad: None)
+    os.close(folder)
+    os.makedirs(os.path.join(output, dataset), exist_ok=True)
+    return NewFile(os.path.join(output, dataset, f"{name}.pkl"), encode_pickle(make_result(mean, dataset, name)))
 
 
 def pool(corpus: str, processes: int, output: str) -> None:

@@ -1,13 +1,13 @@
 """The loop of one embeddings process, between its pipe and the speakers it is told of.
 
-The main thread reads, sums and writes; another syncs and renames what it has written, since a sync is a wait and not
-work; the reader ends the process with its daemon; the beat thread says how far the others are, so that a process that
-hangs in a file is told from one that works on a large speaker. The contract is in the package's text.
+The main thread reads, sums and writes; another syncs and renames what it has written, many files at a time, since a
+sync is a wait and not work; the reader ends the process with its daemon; the beat thread says how far the others are,
+so that a process that hangs in a file is told from one that works on a large speaker. The contract is in the package's
+text.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from workers.embeddings.new_files import Disk, NewFile
 from workers.embeddings.result import FORMATS, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import SpeakerFailed, mean_of
 from workers.embeddings.utterance import BadUtterance, Files, is_utterance, read_file
@@ -32,14 +33,18 @@ from workers.protocol import (
     EXIT_STOPPED,
     PROTOCOL_VERSION,
     FrameDecoder,
+    FrameWriter,
     Message,
     ProtocolError,
 )
-from workers.serve import FrameWriter
 
 READ_BYTES = 1 << 16
-MOST_UNFINISHED = 64
+MOST_UNFINISHED = 96
 """Results written and not synced, which are open files: a disk that does not keep up holds up the main thread."""
+
+SYNCED_AT_ONCE = 32
+SYNCED_EVERY_S = 0.1
+"""Results are synced when so many are there, when the first of them has waited so long, or when there are no others."""
 
 ASKED_AHEAD = 96
 """Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
@@ -51,7 +56,6 @@ RESULTS_EVERY_S = 0.1
 MEMORY_BYTES = 4 << 30
 """Address space of the process. An honest corpus needs a tenth of it; a file that asks for more fails alone."""
 
-FILE_MODE = 0o664
 MESSAGE_CHARACTERS = 500
 
 
@@ -102,6 +106,11 @@ class Reports:
         self._results: list[dict[str, Any]] = []
         self._told_at = time.monotonic()
         self._expected = 0
+
+    @property
+    def expected(self) -> int:
+        """Speakers that have come and are not answered for."""
+        return self._expected
 
     def expect(self) -> None:
         """A speaker has come. When every one is answered for, there is nothing to wait for with telling."""
@@ -213,7 +222,7 @@ class Desk:
         self._corpus = corpus
         self._writer = writer
         self._reports = reports
-        self._unfinished: queue.SimpleQueue[tuple[NewFile, dict[str, Any]]] = queue.SimpleQueue()
+        self._unfinished = Unfinished(reports)
         self._room = threading.Semaphore(MOST_UNFINISHED)
         threading.Thread(target=self._finish, name="finisher", daemon=True).start()
         self._folders: set[str] = set()
@@ -312,7 +321,7 @@ class Desk:
         }
         self._room.acquire()
         try:
-            self._unfinished.put((self._write(work.output, data), result))
+            self._unfinished.put(self._write(work.output, data), result)
         except OSError as error:
             self._answer_unwritten(work.output, result, error)
             self._room.release()
@@ -343,56 +352,41 @@ class Desk:
 
     def _finish(self) -> None:
         """The finisher thread."""
+        disk = Disk()
         while True:
-            file, result = self._unfinished.get()
-            try:
-                file.keep()
-            except OSError as error:
-                self._answer_unwritten(file.path, result, error)
-            else:
-                self._reports.add(result)
-            self._advance()
-            self._room.release()
+            written = self._unfinished.take()
+            for (file, result), error in zip(written, disk.keep([file for file, _ in written]), strict=True):
+                if error is not None:
+                    self._answer_unwritten(file.path, result, error)
+                else:
+                    self._reports.add(result)
+                self._advance()
+                self._room.release()
 
 
-class NewFile:
-    """A file that is to appear under ``path`` at once and for good, once it is synced; until then it has a temporary
-    name beside it. That the name lasts too is the daemon's to see to, which syncs a folder once for many.
+class Unfinished:
+    """Results between the main thread, which writes them, and the finisher, which waits until it is worth a sync."""
 
-    Raises:
-        OSError: it can't be written; nothing is left of it.
-    """
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
+        self._written: list[tuple[NewFile, dict[str, Any]]] = []
+        self._changed = threading.Condition()
 
-    def __init__(self, path: str, data: bytes) -> None:
-        self.path = path
-        self._temporary = os.path.join(os.path.dirname(path), f".{os.getpid():x}-{os.urandom(6).hex()}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._temporary, flags, FILE_MODE)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-            # The kernel begins to write it now, so that the sync of one commits those that came after it as well: in a
-            # loop of nothing else, on ext4, two thirds of the processor time.
-            with contextlib.suppress(OSError):  # no more than a hint
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        except BaseException:
-            os.close(self._descriptor)
-            os.unlink(self._temporary)
-            raise
+    def put(self, file: NewFile, result: dict[str, Any]) -> None:
+        with self._changed:
+            self._written.append((file, result))
+            # The finisher is not woken for each: it would take the interpreter from us.
+            if len(self._written) == 1 or self._due:
+                self._changed.notify()
 
-    def keep(self) -> None:
-        """Sync it and give it its name.
+    @property
+    def _due(self) -> bool:
+        return len(self._written) >= min(SYNCED_AT_ONCE, self._reports.expected)
 
-        Raises:
-            OSError: it could not; what was there is as it was.
-        """
-        try:
-            try:
-                os.fsync(self._descriptor)
-            finally:
-                os.close(self._descriptor)
-            os.rename(self._temporary, self.path)
-        except BaseException:
-            os.unlink(self._temporary)
-            raise
+    def take(self) -> list[tuple[NewFile, dict[str, Any]]]:
+        with self._changed:
+            while not self._written:
+                self._changed.wait()
+            self._changed.wait_for(lambda: self._due, SYNCED_EVERY_S)
+            written, self._written = self._written, []
+        return written

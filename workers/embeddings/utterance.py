@@ -13,16 +13,18 @@ import io
 import math
 import os
 import stat
-import zipfile
 from collections import deque
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from workers.embeddings.pickles import MOST_NUMBERS, PickleRefused, flat, read_pickle
+
+if TYPE_CHECKING:
+    import zipfile
 
 MOST_BYTES = 64 << 20
 """Largest file of an utterance: far over any embedding's, and small enough to be held."""
@@ -245,6 +247,8 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 def _read_npz(data: bytes) -> dict[str, Any]:
     """The members that matter, as a pickled dictionary would have them. The only array of an archive is its embedding,
     whatever its name."""
+    import zipfile  # most corpora have none, and every process starts anew
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}

@@ -1,0 +1,132 @@
+"""Files that appear whole and last: together where the file system allows it, and each by itself where it does not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workers.embeddings import new_files
+from workers.embeddings.new_files import Disk, NewFile
+
+
+class CountedSync:
+    """What is synced how often, and by which of the two ways."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, together: Callable[[], int] = lambda: 0) -> None:
+        self.whole, self.single = 0, 0
+        fsync = os.fsync
+
+        def syncfs() -> Callable[[int], int]:
+            return lambda descriptor: self._sync_all(together)
+
+        def sync(descriptor: int) -> None:
+            self.single += 1
+            fsync(descriptor)
+
+        monkeypatch.setattr(new_files, "_syncfs", syncfs)
+        monkeypatch.setattr(new_files, "_kind_of", lambda device: b"ext4")
+        monkeypatch.setattr(os, "fsync", sync)
+
+    def _sync_all(self, together: Callable[[], int]) -> int:
+        self.whole += 1
+        return together()
+
+
+def make(folder: Path, count: int) -> list[NewFile]:
+    return [NewFile(str(folder / f"{number}.pkl"), b"%d" % number * 10_000) for number in range(count)]
+
+
+def check(folder: Path, numbers: list[int]) -> None:
+    """These files are there, whole, and nothing else is."""
+    assert sorted(os.listdir(folder)) == sorted(f"{number}.pkl" for number in numbers)
+    for number in numbers:
+        assert (folder / f"{number}.pkl").read_bytes() == b"%d" % number * 10_000
+
+
+def test_nothing_is_there_before_it_is_kept(tmp_path: Path) -> None:
+    files = make(tmp_path, 5)
+    assert not list(tmp_path.glob("*.pkl"))
+    before = len(os.listdir("/proc/self/fd"))
+    assert Disk().keep(files) == [None] * 5
+    check(tmp_path, list(range(5)))
+    assert len(os.listdir("/proc/self/fd")) == before - 5
+
+
+def test_many_for_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = CountedSync(monkeypatch)
+    Disk().keep(make(tmp_path, 5))
+    assert (sync.whole, sync.single) == (1, 0)
+    check(tmp_path, list(range(5)))
+
+
+def test_a_file_system_that_could_not_write_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose fault it was, each file's own sync tells."""
+    sync = CountedSync(monkeypatch, together=lambda: -1)
+    assert Disk().keep(make(tmp_path, 5)) == [None] * 5
+    assert (sync.whole, sync.single) == (1, 5)
+    check(tmp_path, list(range(5)))
+
+
+def test_a_file_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails alone, and nothing is left of it."""
+    CountedSync(monkeypatch, together=lambda: -1)
+    files = make(tmp_path, 5)
+    fsync, broken = os.fsync, files[2].descriptor
+
+    def fail(descriptor: int) -> None:
+        if descriptor == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    errors = Disk().keep(files)
+    assert [error.errno if error else None for error in errors] == [None, None, errno.EIO, None, None]
+    check(tmp_path, [0, 1, 3, 4])
+
+
+def test_a_folder_that_has_gone(tmp_path: Path) -> None:
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.mkdir()
+    gone.mkdir()
+    files = [*make(here, 2), *make(gone, 1)]
+    gone.rename(tmp_path / "moved")
+    errors = Disk().keep(files)
+    assert [type(error) for error in errors] == [type(None), type(None), FileNotFoundError]
+    check(here, [0, 1])
+
+
+def test_a_file_system_with_much_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left alone for a while, and then tried again."""
+    sync = CountedSync(monkeypatch)
+    monkeypatch.setattr(new_files, "MOST_S", -1.0)
+    monkeypatch.setattr(new_files, "ALONE", 2)
+    disk = Disk()
+    for _ in range(4):
+        disk.keep(make(tmp_path, 3))
+    assert (sync.whole, sync.single) == (2, 6)
+
+
+@pytest.mark.parametrize("kind", [b"nfs4", b"cifs", b"fuse.sshfs", b""])
+def test_other_file_systems_are_synced_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes
+) -> None:
+    sync = CountedSync(monkeypatch)
+    monkeypatch.setattr(new_files, "_kind_of", lambda device: kind)
+    Disk().keep(make(tmp_path, 3))
+    assert (sync.whole, sync.single) == (0, 3)
+
+
+@pytest.mark.parametrize(("release", "known"), [("5.7.19-generic", False), ("5.10.0-28-amd64", True), ("odd", False)])
+def test_a_kernel_that_does_not_tell_of_errors(monkeypatch: pytest.MonkeyPatch, release: str, known: bool) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert (new_files._syncfs() is not None) == known
+
+
+def test_the_kind_of_file_system() -> None:
+    assert new_files._kind_of(os.stat("/proc").st_dev) == b"proc"
+    assert new_files._kind_of(os.makedev(4095, 4095)) == b""

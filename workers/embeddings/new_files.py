@@ -1,0 +1,149 @@
+"""Writes files that appear whole and last: many of them for the price of one sync.
+
+A file is written under a temporary name, synced, and only then given its own. On ext4 the sync of one small file costs
+four times as much as making it, and most of a millisecond's wait. A sync of the whole file system costs that once for
+all files that wait for it, as a database commits many transactions at once (group commit). It also writes what others
+have there and have not synced, so it is left alone for a while where it has taken long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+
+FILE_MODE = 0o664
+
+MOST_S = 0.25
+"""A sync of a file system that took longer is somebody else's data."""
+
+ALONE = 64
+"""How many batches are synced file by file after that."""
+
+SYNCED_TOGETHER = frozenset({b"ext2", b"ext3", b"ext4", b"xfs", b"f2fs", b"tmpfs"})
+"""File systems of which a sync is known to write every file to the disk, and to be no heavier than that. A share's may
+not reach its server's disk, and what FUSE makes of one is each file system's own affair."""
+
+REPORTS_ERRORS = (5, 8)
+"""The version of Linux since which a sync of a file system tells that a file could not be written (syncfs(2))."""
+
+
+class NewFile:
+    """A file that is to appear under ``path``; until it is kept it has a temporary name beside it.
+
+    Raises:
+        OSError: it can't be written; nothing is left of it.
+    """
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path = path
+        self._temporary = os.path.join(os.path.dirname(path), f".{os.getpid():x}-{os.urandom(6).hex()}.part")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.descriptor = os.open(self._temporary, flags, FILE_MODE)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.descriptor, view) :]
+        except BaseException:
+            self.drop()
+            raise
+
+    def appear(self) -> None:
+        """Take its own name, now that it is synced.
+
+        Raises:
+            OSError: it could not; what was there is as it was.
+        """
+        try:
+            os.rename(self._temporary, self.path)
+        except BaseException:
+            self.drop()
+            raise
+        os.close(self.descriptor)
+
+    def drop(self) -> None:
+        os.close(self.descriptor)
+        os.unlink(self._temporary)
+
+
+class Disk:
+    """Keeps new files, on whatever file systems they are. For one thread."""
+
+    def __init__(self) -> None:
+        self._syncfs = _syncfs()
+        self._together: dict[int, bool] = {}
+        self._alone = 0
+
+    def keep(self, files: Sequence[NewFile]) -> list[OSError | None]:
+        """Sync them and give each its name; what went wrong with each. That the names last too is to be seen to by
+        syncing their folders, each once for many."""
+        synced = self._sync_together(files)
+        if not synced:
+            for file in files:
+                # The kernel begins to write all of them, so that the sync of one commits the others as well.
+                with contextlib.suppress(OSError):  # no more than a hint
+                    os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return [_keep(file, synced=synced) for file in files]
+
+    def _sync_together(self, files: Sequence[NewFile]) -> bool:
+        """Whether all are synced. Where that failed, each file's own sync still tells whether it is that one's fault:
+        the kernel notes an error for each file, and tells it once to each who has it open."""
+        if self._syncfs is None or len(files) < 2:
+            return False
+        if self._alone:
+            self._alone -= 1
+            return False
+        devices = {os.fstat(file.descriptor).st_dev: file.descriptor for file in files}
+        if not all(map(self._may_sync, devices)):
+            return False
+        begun = time.monotonic()
+        done = not any(list(map(self._syncfs, devices.values())))
+        if time.monotonic() - begun > MOST_S:
+            self._alone = ALONE
+        return done
+
+    def _may_sync(self, device: int) -> bool:
+        if device not in self._together:
+            self._together[device] = _kind_of(device) in SYNCED_TOGETHER
+        return self._together[device]
+
+
+def _keep(file: NewFile, *, synced: bool) -> OSError | None:
+    try:
+        if not synced:
+            try:
+                os.fsync(file.descriptor)
+            except BaseException:
+                file.drop()
+                raise
+        file.appear()
+    except OSError as error:
+        return error
+    return None
+
+
+def _syncfs() -> Callable[[int], int] | None:
+    """The C library's function; None where it is not there, or does not tell of errors."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    if release is None or (int(release[1]), int(release[2])) < REPORTS_ERRORS:
+        return None
+    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "syncfs", None)
+    return function
+
+
+def _kind_of(device: int) -> bytes:
+    """The kind of file system that a device number stands for, b"" where that can't be told (proc(5), mountinfo)."""
+    number = f"{os.major(device)}:{os.minor(device)}".encode()
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                before, _, after = line.partition(b" - ")
+                if before.split()[2] == number:
+                    return after.split()[0]
+    except (OSError, IndexError):
+        pass
+    return b""
