@@ -13,12 +13,14 @@ import errno
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import structlog
 
@@ -212,23 +214,26 @@ class JobRun:
             await self._insist("looking back at the earlier takes", self._look_back)
         known: Mapping[str, Published] = {}
         if engine is not None:
-            known = await anyio.to_thread.run_sync(self._give_keys, engine)
+            workers = jobs.workers_of(job)
+            self._last_progress = time.monotonic()
+            known = await self._in_outbox(lambda: self._give_keys(engine, workers))
             self._note_ignored(engine.ignored)
         if job.cancelled:
             for position, live in enumerate(job.segments):
                 if live.status == "waiting":
                     live.status = "cancelled"
                     self._recorder.note(job, {"t": "cancelled", "p": position, "attempts": live.attempts})
-        await self._write_progress(force=True)
+            await self._write_progress(force=True)
         await self._reuse_known(known)
         self._in_core = True
         self._narration = jobs.arrive(job)
         if job.cancelled:
             jobs.pool.apply(events.JobCancelled(anyio.current_time(), job.token))
 
-    def _give_keys(self, engine: EngineIdentity) -> dict[str, Published]:
-        """Give every segment its key; what is known of them. Runs in a thread."""
+    def _give_keys(self, engine: EngineIdentity, workers: list[dict[str, Any]]) -> dict[str, Published]:
+        """Give every segment its key; what is known of them. Tells that the job has begun, too. Runs in a thread."""
         give_keys(self.job, engine, self._jobs.settings.engine.options)
+        self._write_progress_file(self._progress(workers))
         waiting = (live for live in self.job.segments if live.status == "waiting" and not live.again)
         return self._reuse.look_up({live.key for live in waiting if live.key})
 
@@ -267,7 +272,7 @@ class JobRun:
                 return
             await self._write_progress()
             if published and not self._reported and not self._all_ended:
-                await self._write_report()
+                await self._in_outbox(self._report)
             if not published:
                 await self._wait()
 
@@ -302,25 +307,41 @@ class JobRun:
 
     async def _finish(self) -> None:
         job = self.job
-        # Killed after its manifest, the daemon tells the same again: somebody may have read that and marked it.
-        told = await self._insist("looking at what was published", self._look_for_lost)
-        job.ended_at = told or round(time.time(), 3)  # as the manifest tells it
-        await self._insist("writing the results", self._write_results)
-        await self._write_progress(force=True)
-        await self._write_report()
-        await self._insist("writing the manifest", self._write_manifest)
-        if self._jobs.settings.hooks.on_done:
-            await self._insist("remembering its hook", self._owe_hook)
+        await self._insist_on_all(
+            ("looking at what was published", self._look_for_lost),
+            ("writing the results", self._write_results),
+            ("writing the report", self._write_last_look),
+            ("writing the manifest", self._write_manifest),
+            ("remembering its hook", self._owe_hook),
+        )
+        assert job.ended_at is not None
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
         self._tell_end()
         self._jobs.finished(job)
 
-    async def _owe_hook(self) -> None:
-        job, manifest = self.job, self._folder / "manifest.json"
-        await anyio.to_thread.run_sync(
-            self._jobs.hooks.owe, job.token, job.job_id, job.status(), manifest, abandon_on_cancel=True
-        )
+    async def _insist_on_all(self, *steps: tuple[str, Callable[[], None]]) -> None:
+        """Do the steps in a thread, with the job's folder there, one after the other and each until it is done."""
+        left = deque(steps)
+        troubled: set[str] = set()
+
+        def work() -> None:
+            while left:
+                left[0][1]()
+                left.popleft()
+
+        pause = FIRST_RETRY_S
+        while left:
+            try:
+                await self._in_folder(work)
+            except OSError as error:
+                what = left[0][0]
+                self._tell_trouble(what, error)
+                troubled.add(what)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, LONGEST_RETRY_S)
+        for what in troubled:
+            self._tell_recovery(what)
 
     async def _in_outbox(self, step: Callable[[], T]) -> T:
         """Do it in a thread. In a flood of short jobs such changes of threads were a third of the event loop's time, so
@@ -341,15 +362,40 @@ class JobRun:
             self._folder = await self._take()
         return done[0]
 
-    async def _look_for_lost(self) -> float | None:
-        """The manifest names no file that is not there; gives the end that an earlier life's manifest tells of."""
-        names, told = await self._in_folder(
-            lambda: (set(os.listdir(self._folder)), outbox.told_end(self._folder, self.job.received_at))
-        )
+    # The last steps, which run in a thread when nothing else happens to the job any more.
+
+    def _look_for_lost(self) -> None:
+        """The manifest names no file that is not there. Killed after its manifest, the daemon tells the same end again:
+        somebody may have read that and marked it."""
+        names = set(os.listdir(self._folder))
         for position, live in enumerate(self.job.segments):
             if live.status == "ok" and outbox.published_name(self.job, position) not in names:
-                self._lose(position)
-        return told
+                anyio.from_thread.run_sync(self._lose, position)
+        told = outbox.told_end(self._folder, self.job.received_at)
+        self.job.ended_at = told or round(time.time(), 3)  # as the manifest tells it
+
+    def _write_results(self) -> None:
+        if self.job.job.results is not None:
+            paths = self._jobs.settings.paths
+            outbox.write_results(self._folder, self.job, paths.inbox, paths.allowed_roots, paths.mapped)
+
+    def _write_last_look(self) -> None:
+        """progress.json and the report as they stay. Nobody waits for them but people."""
+        self._write_progress_file(self._progress([]))
+        self._report()
+
+    def _write_manifest(self) -> None:
+        manifest = self._manifest()
+        assert self.job.ended_at is not None
+        sha256 = outbox.write_manifest(self._folder, manifest)
+        self._jobs.ended.record(EndedJob(self._folder, self.job.job_id, sha256, self.job.ended_at))
+        # One that was written as the share went away lies where nobody will see it, and is written again.
+        self._check_mounted()
+
+    def _owe_hook(self) -> None:
+        if self._jobs.settings.hooks.on_done:
+            manifest = self._folder / "manifest.json"
+            self._jobs.hooks.owe(self.job.token, self.job.job_id, self.job.status(), manifest)
 
     def _tell_end(self) -> None:
         job = self.job
@@ -371,45 +417,24 @@ class JobRun:
         """Runs in a thread. Raises OSError: the share is away."""
         self._jobs.mounts.check(self._jobs.settings.paths.outbox)
 
-    async def _write_manifest(self) -> None:
-        folder, manifest = self._folder, self._manifest()
-        assert self.job.ended_at is not None
-        ended_at = self.job.ended_at
-
-        def write() -> None:
-            sha256 = outbox.write_manifest(folder, manifest)
-            self._jobs.ended.record(EndedJob(folder, self.job.job_id, sha256, ended_at))
-            # One that was written as the share went away lies where nobody will see it, and is written again.
-            self._check_mounted()
-
-        await self._in_outbox(write)
-
     def _manifest(self) -> dict[str, Any]:
         return outbox.manifest(self.job)
 
-    def _progress(self) -> dict[str, Any]:
-        return outbox.progress(self.job, self._jobs.workers_of(self.job), time.time(), self.eta_s())
+    def _progress(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
+        return outbox.progress(self.job, workers, time.time(), self.eta_s())
 
-    async def _write_report(self) -> None:
-        """The page for people. Nobody waits for it but they: what goes wrong with it holds up nothing."""
+    def _report(self) -> None:
+        """Write the page for people, in a thread. Nobody waits for it but they: what goes wrong with it holds up
+        nothing."""
         self._reported = True
         try:
-            await self._in_outbox(
-                lambda: files.write_atomically(
-                    self._folder / job_report.FILE_NAME,
-                    job_report.build(self.job, time.time()),
-                    durable=self.job.ended_at is not None,
-                )
+            files.write_atomically(
+                self._folder / job_report.FILE_NAME,
+                job_report.build(self.job, time.time()),
+                durable=self.job.ended_at is not None,
             )
         except Exception as error:  # noqa: BLE001 - a mistake in a page must not cost the night's work its manifest
             log.warning("the report could not be written", job=self.job.job_id, error=repr(error))
-
-    async def _write_results(self) -> None:
-        if self.job.job.results is not None:
-            paths = self._jobs.settings.paths
-            await self._in_outbox(
-                lambda: outbox.write_results(self._folder, self.job, paths.inbox, paths.allowed_roots, paths.mapped)
-            )
 
     async def _remove_traces(self) -> None:
         async def forget() -> None:
@@ -430,9 +455,12 @@ class JobRun:
             return
         self._behind = False
         self._last_progress = now
-        value = self._progress()
+        value = self._progress(self._jobs.workers_of(self.job))
+        await self._in_outbox(lambda: self._write_progress_file(value))
+
+    def _write_progress_file(self, value: dict[str, Any]) -> None:
         try:
-            await self._in_outbox(lambda: outbox.write_json(self._folder / "progress.json", value, durable=False))
+            outbox.write_json(self._folder / "progress.json", value, durable=False)
         except OSError as error:
             # Only a look at how far it is; the next one may be written, and publishing will say what is wrong.
             log.debug("progress could not be written", job=self.job.job_id, error=str(error))
@@ -444,16 +472,22 @@ class JobRun:
             try:
                 result = await step()
             except OSError as error:
-                if self.job.note is None or not self.job.note.startswith(what):
-                    log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
-                self._note(f"{what} failed ({_words(error)}); trying again")
+                self._tell_trouble(what, error)
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
-                if self.job.note is not None and self.job.note.startswith(what):
-                    log.info("works again", step=what, job=self.job.job_id)
-                    self._note(None)
+                self._tell_recovery(what)
                 return result
+
+    def _tell_trouble(self, what: str, error: OSError) -> None:
+        if self.job.note is None or not self.job.note.startswith(what):
+            log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
+        self._note(f"{what} failed ({_words(error)}); trying again")
+
+    def _tell_recovery(self, what: str) -> None:
+        if self.job.note is not None and self.job.note.startswith(what):
+            log.info("works again", step=what, job=self.job.job_id)
+            self._note(None)
 
 
 async def _in_thread(step: Callable[[Path], None], path: Path) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -23,7 +24,7 @@ import numpy
 import soundfile
 from numpy.lib import format as npy_format
 
-from daemon import files
+from daemon import files, one_cpu
 from daemon.core.job import Limits, Reference
 from daemon.core.reasons import quoted
 from daemon.mapped_paths import is_windows_path, path_here
@@ -35,6 +36,9 @@ SEMANTIC_CODES = 4096
 RESIDUAL_CODES = 1024
 CODE_FRAMES_PER_SECOND = 44_100 / 2048
 """One frame of codes is 2,048 samples of the packaged codec's 44.1 kHz."""
+
+DECODED_ANYWHERE = 1 << 20
+"""Bytes from which on a recording takes long enough to be decoded on another processor than the event loop's."""
 
 HIGHEST_SAMPLE_RATE = 384_000
 MOST_CHANNELS = 64
@@ -176,7 +180,8 @@ def snapshot_reference(
         with open_reference(path_named, base_folder=base_folder, allowed_roots=allowed_roots) as source:
             sha256, size = _copy(source, copy, reference.path, limits)
         if kind == "audio":
-            audio = check_audio(copy, reference.path, limits)
+            with one_cpu.anywhere() if size > DECODED_ANYWHERE else nullcontext():
+                audio = check_audio(copy, reference.path, limits)
             path = folder / f"{sha256}.audio"
             snapshot = Snapshot(
                 path, kind, sha256, size, audio.frames, audio.seconds, audio.sample_rate, audio.channels

@@ -25,7 +25,7 @@ import anyio.to_thread
 import structlog
 
 import daemon
-from daemon import files
+from daemon import files, one_cpu
 from daemon.backend import Backend
 from daemon.config import ConfigError, Settings
 from daemon.copied_references import clear_copies
@@ -337,6 +337,8 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
         OSError: a folder can't be made or written to.
     """
     paths = settings.paths
+    if settings.service.one_cpu:
+        one_cpu.stay()
     # Large jobs are many small objects that live long and know no cycles; looking through them all, again and again,
     # would only hold up the event loop.
     gc.set_threshold(100_000, 20, 100)

@@ -21,6 +21,7 @@ import anyio.abc
 import anyio.lowlevel
 
 import workers.protocol
+from daemon import one_cpu
 from daemon.transport import OnLine, OnMessage
 from daemon.worker_environment import worker_environment
 from workers.protocol import (
@@ -167,13 +168,14 @@ class WorkerProcess:
     async def run(self, on_message: OnMessage, on_line: OnLine) -> str:
         with _Pipe() as stdin, _Pipe() as stdout, _Pipe() as stderr:
             try:
-                process = await anyio.open_process(
-                    self._command.arguments,
-                    stdin=stdin.reader,
-                    stdout=stdout.writer,
-                    stderr=stderr.writer,
-                    env=self._command.environment,
-                )
+                with one_cpu.anywhere():
+                    process = await anyio.open_process(
+                        self._command.arguments,
+                        stdin=stdin.reader,
+                        stdout=stdout.writer,
+                        stderr=stderr.writer,
+                        env=self._command.environment,
+                    )
             except OSError as error:
                 why = error.strerror or error
                 self._close_streams()

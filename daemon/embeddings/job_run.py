@@ -314,7 +314,7 @@ class EmbeddingsRun(JobRun):
             "speakers": [_manifest_row(name, job.speakers[name], form) for name in sorted(job.speakers)],
         }
 
-    def _progress(self) -> dict[str, Any]:
+    def _progress(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
         job = self.job
         counts = job.counts()
         ended = len(job.speakers)
@@ -335,7 +335,7 @@ class EmbeddingsRun(JobRun):
             "note": job.note,
         }
 
-    async def _write_report(self) -> None:
+    def _report(self) -> None:
         """There is nothing to listen to."""
 
     def _tell_end(self) -> None:
