@@ -33,7 +33,8 @@ class IndexFile:
             try:
                 return self._open(self._path)
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in _DAMAGED:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+                if code not in _DAMAGED and not self._path.is_dir():
                     raise
             self._put_aside()
             return self._open(self._path)

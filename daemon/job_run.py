@@ -13,7 +13,6 @@ import errno
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -100,6 +99,8 @@ class JobRun:
         self._folder = Path()
         self._outbox: tuple[int, int] | None = None
         """Which folder the outbox was when the job's folder was made in it (device and inode)."""
+        self._takes = 0
+        """How often that had to be done anew."""
         self._reported = False
         self.result_bytes = result_bytes(job.job)
         """What the whole job will write, about."""
@@ -312,8 +313,9 @@ class JobRun:
             ("writing the results", self._write_results),
             ("writing the report", self._write_last_look),
             ("writing the manifest", self._write_manifest),
-            ("remembering its hook", self._owe_hook),
         )
+        if self._jobs.settings.hooks.on_done:
+            await self._insist("remembering its hook", self._owe_hook)
         assert job.ended_at is not None
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
@@ -321,27 +323,34 @@ class JobRun:
         self._jobs.finished(job)
 
     async def _insist_on_all(self, *steps: tuple[str, Callable[[], None]]) -> None:
-        """Do the steps in a thread, with the job's folder there, one after the other and each until it is done."""
-        left = deque(steps)
+        """Do the steps in a thread, with the job's folder there, one after the other and each until it is done; all of
+        them again when the folder had to be made anew."""
+        done, takes = 0, self._takes
         troubled: set[str] = set()
 
         def work() -> None:
-            while left:
-                left[0][1]()
-                left.popleft()
+            nonlocal done, takes
+            if takes != self._takes:
+                done, takes = 0, self._takes
+            while done < len(steps):
+                # A daemon that has stopped, while a share hung, leaves the rest to its next life.
+                anyio.from_thread.check_cancelled()
+                what, step = steps[done]
+                step()
+                if what in troubled:
+                    anyio.from_thread.run_sync(self._tell_recovery, what)
+                done += 1
 
         pause = FIRST_RETRY_S
-        while left:
+        while done < len(steps):
             try:
                 await self._in_folder(work)
             except OSError as error:
-                what = left[0][0]
+                what = steps[done][0]
                 self._tell_trouble(what, error)
                 troubled.add(what)
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
-        for what in troubled:
-            self._tell_recovery(what)
 
     async def _in_outbox(self, step: Callable[[], T]) -> T:
         """Do it in a thread. In a flood of short jobs such changes of threads were a third of the event loop's time, so
@@ -360,6 +369,7 @@ class JobRun:
 
         while (done := await self._in_outbox(step_if_there)) is None:
             self._folder = await self._take()
+            self._takes += 1
         return done[0]
 
     # The last steps, which run in a thread when nothing else happens to the job any more.
@@ -381,7 +391,7 @@ class JobRun:
 
     def _write_last_look(self) -> None:
         """progress.json and the report as they stay. Nobody waits for them but people."""
-        self._write_progress_file(self._progress([]))
+        self._write_progress_file({**self._progress([]), "note": None})  # whatever it waits for now, it will not then
         self._report()
 
     def _write_manifest(self) -> None:
@@ -392,10 +402,11 @@ class JobRun:
         # One that was written as the share went away lies where nobody will see it, and is written again.
         self._check_mounted()
 
-    def _owe_hook(self) -> None:
-        if self._jobs.settings.hooks.on_done:
-            manifest = self._folder / "manifest.json"
-            self._jobs.hooks.owe(self.job.token, self.job.job_id, self.job.status(), manifest)
+    async def _owe_hook(self) -> None:
+        job, manifest = self.job, self._folder / "manifest.json"
+        await anyio.to_thread.run_sync(
+            self._jobs.hooks.owe, job.token, job.job_id, job.status(), manifest, abandon_on_cancel=True
+        )
 
     def _tell_end(self) -> None:
         job = self.job

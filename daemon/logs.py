@@ -56,7 +56,7 @@ def configure_logging(level: Level, format: Format, *, stream: TextIO | None = N
         finish += [structlog.processors.format_exc_info, _JsonLine(journal=_is_journal(stream))]
 
     handler = _StreamHandler(stream)
-    foreign: list[Processor] = [*before, structlog.stdlib.ExtraAdder()]
+    foreign: list[Processor] = [structlog.stdlib.ExtraAdder(), *before]
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=[strip, *finish]))
     root = logging.getLogger()
@@ -70,9 +70,24 @@ def configure_logging(level: Level, format: Format, *, stream: TextIO | None = N
     structlog.configure(
         processors=[*before, *finish],
         logger_factory=lambda *names: _Lines(handler, *names),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=_never_raising(structlog.make_filtering_bound_logger(level)),
         cache_logger_on_first_use=False,
     )
+
+
+def _never_raising(logger: type[Any]) -> type[Any]:
+    """An entry that can't be rendered, for want of memory or for what is in it, is no reason to stumble either."""
+
+    class Log(logger):  # type: ignore[misc]  # a type that is made at run time
+        def _proxy_to_logger(self, method_name: str, event: str | None = None, **entry: Any) -> Any:
+            try:
+                return super()._proxy_to_logger(method_name, event, **entry)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                line = f'{{"level": "error", "event": "an entry was lost", "why": "{type(error).__name__}"}}'
+                with suppress(Exception):
+                    self._logger.msg(line)
+
+    return Log
 
 
 class _StreamHandler(logging.StreamHandler[TextIO]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from daemon import gpus
+from daemon import gpus, one_cpu
 from daemon.backend import WITHOUT_GPU, device_of, hello, threads_of_each
 from daemon.config import Settings
 from daemon.core.events import WorkerSpec
@@ -74,4 +74,4 @@ class ThisMachine:
         )
 
     def _threads(self) -> int:
-        return threads_of_each(self.settings, len(os.sched_getaffinity(0)), self._workers)
+        return threads_of_each(self.settings, len(one_cpu.processors()), self._workers)

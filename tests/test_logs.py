@@ -70,6 +70,21 @@ def test_hostile_text_stays_inside_its_console_line() -> None:
     assert "你好" in line
 
 
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_an_entry_that_cant_be_rendered_harms_nobody(format: Format) -> None:  # noqa: A002 - as configure_logging
+    class Broken:
+        def __str__(self) -> str:
+            raise MemoryError
+
+        __repr__ = __str__
+
+    stream, log = written(format)
+    log.info("first", value=Broken())
+    log.info("second")
+    lost, second = stream.getvalue().splitlines()
+    assert "MemoryError" in lost and "second" in second
+
+
 def test_tracebacks_are_shown_and_can_t_pass_for_entries() -> None:
     """An exception's own lines are set off from the entries."""
     for format in ("console", "json"):  # noqa: A001 - as configure_logging

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
+from daemon import one_cpu
 from daemon.config import Embeddings
 from daemon.embeddings.computation import Options
 
 
 def processes_of(settings: Embeddings) -> int:
     """As many as this process may use cores, unless the settings say."""
-    return settings.num_processes or len(os.sched_getaffinity(0))
+    return settings.num_processes or len(one_cpu.processors())
 
 
 def options_of(settings: Embeddings) -> Options:

@@ -7,7 +7,6 @@ deaths the segment is handed back as spoilt, and nobody else's is touched.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import anyio
 import anyio.abc
 import structlog
 
-from daemon import files
+from daemon import files, one_cpu
 from daemon.detached import DetachedProcess, detached_command
 from daemon.finishing.settings import Settings
 from daemon.store import Delivery, Spoilt
@@ -76,7 +75,7 @@ class Finisher:
         self._tries = tries
         self._queue: deque[_Item] = deque()
         self._processes: list[_Process] = []
-        self._most = min(MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 2))
+        self._most = min(MOST_PROCESSES, max(1, len(one_cpu.processors()) // 2))
         self._wake = anyio.Event()
         self._delayed = 0
         self._dead_starts = 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import daemon
 from tests.end_to_end.conftest import Make, wait_for
 
 SCRIPT = """
@@ -29,10 +32,11 @@ def here():
     return len(os.sched_getaffinity(0))
 
 everything = here()
+assert len(one_cpu.processors()) == everything
 with one_cpu.anywhere():
     assert here() == everything
 one_cpu.stay()
-assert (here(), in_thread(here), child()) == (1, 1, 1)
+assert (here(), in_thread(here), child(), len(one_cpu.processors())) == (1, 1, 1, everything)
 with one_cpu.anywhere():
     with one_cpu.anywhere():
         assert (here(), child()) == (everything, everything)
@@ -68,3 +72,15 @@ def test_a_daemon_and_its_workers(make: Make, one_cpu: bool) -> None:
     # The first thread's, which is the event loop's.
     assert len(os.sched_getaffinity(status["pid"])) == (1 if one_cpu else len(everything))
     assert all(os.sched_getaffinity(worker["pid"]) == everything for worker in status["workers"])
+
+
+def test_who_counts_processors_counts_those_of_the_daemon() -> None:
+    """A thread's own affinity says one; the processes of these parts are not the daemon's threads."""
+    folder = Path(daemon.__file__).parent
+    apart = {"one_cpu.py", "bench", "commands", "cluster/node.py"}
+    counting = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if re.search("sched_getaffinity|cpu_count", path.read_text("utf-8"))
+    }
+    assert not {name for name in counting if name not in apart and name.split("/")[0] not in apart}

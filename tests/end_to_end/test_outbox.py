@@ -73,6 +73,20 @@ def test_a_job_folder_that_somebody_removes(make: Make) -> None:
     assert all((dubd.outbox / "film" / s["file"]).exists() for s in manifest["segments"] if s["file"])
 
 
+def test_a_job_folder_that_is_removed_before_its_manifest(make: Make) -> None:
+    """What was in it is told as lost, however far the job had come; nothing names a file that is not there."""
+    dubd = make().start()
+    middle(dubd)
+    (dubd.outbox / "film" / "manifest.json").mkdir()
+    dubd.open_gate()
+    wait_for(lambda: "writing the manifest" in (trouble(dubd) or ""), "the note")
+    (dubd.outbox / "film").rename(dubd.folder / "removed")
+    manifest = dubd.manifest("film")
+    assert {s["error"]["code"] for s in manifest["segments"]} == {"file_lost"}
+    assert [s["file"] for s in manifest["segments"]] == [None] * 8
+    assert dubd.progress("film")["note"] is None
+
+
 def test_a_folder_that_lies_where_a_file_is_to_go(make: Make) -> None:
     """The job says which, and goes on once it is away; the daemon and other jobs take no notice."""
     dubd = make().start()

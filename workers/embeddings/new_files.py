@@ -21,6 +21,9 @@ FILE_MODE = 0o664
 MOST_S = 0.25
 """A sync of a file system that took longer is somebody else's data."""
 
+MOST_UNSYNCED = 256 << 20
+"""Bytes of everybody's that are not on the disks yet, beyond which it is not tried: nobody knows how long it takes."""
+
 ALONE = 64
 """How many batches are synced file by file after that."""
 
@@ -97,8 +100,12 @@ class Disk:
         if self._alone:
             self._alone -= 1
             return False
-        devices = {os.fstat(file.descriptor).st_dev: file.descriptor for file in files}
-        if not all(map(self._may_sync, devices)):
+        try:
+            # Of each file system the descriptor that was opened first: a sync tells of the errors since then.
+            devices = {os.fstat(file.descriptor).st_dev: file.descriptor for file in reversed(files)}
+        except OSError:
+            return False
+        if not all(map(self._may_sync, devices)) or _unsynced() > MOST_UNSYNCED:
             return False
         begun = time.monotonic()
         done = not any(list(map(self._syncfs, devices.values())))
@@ -124,6 +131,16 @@ def _keep(file: NewFile, *, synced: bool) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def _unsynced() -> int:
+    """Bytes that the kernel has yet to write, of all file systems (proc(5), meminfo)."""
+    kilobytes = 0
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", "rb") as file:
+        for line in file:
+            if line.startswith((b"Dirty:", b"Writeback:")):
+                kilobytes += int(line.split()[1])
+    return kilobytes << 10
 
 
 def _syncfs() -> Callable[[int], int] | None:

@@ -30,6 +30,7 @@ class CountedSync:
 
         monkeypatch.setattr(new_files, "_syncfs", syncfs)
         monkeypatch.setattr(new_files, "_kind_of", lambda device: b"ext4")
+        monkeypatch.setattr(new_files, "_unsynced", lambda: 0)
         monkeypatch.setattr(os, "fsync", sync)
 
     def _sync_all(self, together: Callable[[], int]) -> int:
@@ -109,6 +110,30 @@ def test_a_file_system_with_much_of_somebody_else(tmp_path: Path, monkeypatch: p
     for _ in range(4):
         disk.keep(make(tmp_path, 3))
     assert (sync.whole, sync.single) == (2, 6)
+
+
+def test_much_that_is_not_on_the_disks_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync of everything could take minutes."""
+    sync = CountedSync(monkeypatch)
+    monkeypatch.setattr(new_files, "_unsynced", lambda: 1 << 30)
+    Disk().keep(make(tmp_path, 3))
+    assert (sync.whole, sync.single) == (0, 3)
+
+
+def test_a_sync_tells_of_all_errors_since_the_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells an error to each descriptor that was open by then, and to no later one."""
+    asked: list[int] = []
+
+    def syncfs(descriptor: int) -> int:
+        asked.append(descriptor)
+        return 0
+
+    CountedSync(monkeypatch)
+    disk, files = Disk(), make(tmp_path, 3)
+    disk._syncfs = syncfs
+    first = files[0].descriptor
+    disk.keep(files)
+    assert asked == [first]
 
 
 @pytest.mark.parametrize("kind", [b"nfs4", b"cifs", b"fuse.sshfs", b""])
