@@ -112,12 +112,11 @@ ATTACKS: dict[str, Attack] = {
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos",),),
-    (("cluster",),),
-    (("inbox", "upkeep"), ("strace", "wire", "hostile", "scale")),
+    (("chaos", "upkeep"), ("inbox",), ("cluster", "strace", "wire", "hostile", "scale")),
 )
-"""Which run at the same time, in lines: those that keep both cores busy run alone. ``scale`` comes last, since what it
-leaves in memory would count as that of the daemons which are forked after it."""
+"""Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
+other. ``scale`` comes last, since what it leaves in memory would count as that of the daemons which are forked after
+it."""
 
 
 def setting(text: str) -> tuple[str, Any]:
