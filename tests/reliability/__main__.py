@@ -112,7 +112,7 @@ ATTACKS: dict[str, Attack] = {
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "upkeep"), ("inbox",), ("cluster", "strace", "wire", "hostile", "scale")),
+    (("chaos", "hostile", "upkeep"), ("inbox",), ("cluster", "strace", "wire", "scale")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last, since what it leaves in memory would count as that of the daemons which are forked after
