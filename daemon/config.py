@@ -323,7 +323,7 @@ class Service(Table):
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="Time for running segments to end on SIGTERM.")
     progress_seconds: float = Field(1.0, ge=0.1, le=60, description="Least time between two progress.json of a job.")
     status_seconds: float = Field(1.0, ge=0.1, le=60, description="Least time between two status.json.")
-    one_cpu: bool = Field(True, description="Keep the daemon's own threads, not its workers, on one processor.")
+    one_cpu: bool = Field(False, description="Keep the daemon's own threads, not its workers, on one processor.")
 
 
 TABLES: dict[str, type[Table]] = {

@@ -11,6 +11,7 @@ Affinity is a thread's, and inherited by the threads and processes that it start
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,8 +29,7 @@ def stay() -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         return
-    # Not the first, which serves most devices; and daemons beside each other choose different ones.
-    one = {sorted(allowed)[-1 - os.getpid() % (len(allowed) - 1)]}
+    one = {random.choice(sorted(allowed))}  # daemons beside each other should not meet on the same one
     with suppress(OSError):  # a sandbox that forbids it
         os.sched_setaffinity(0, one)
         _allowed, _one = allowed, one
