@@ -162,8 +162,8 @@ class Bench:
         return results
 
     def stock_frames_a_second(self) -> float:
-        """The prompt's share is taken off: two lengths are spoken, and the difference counts. On a busy machine the longer
-        one may seem to take less time; then it is no figure, and measured again."""
+        """The prompt's share is taken off: two lengths are spoken, and the difference counts. On a busy machine the
+        longer one may seem to take less time; then it is no figure, and measured again."""
         stock = StockSpeaker(self.folder, self.device, self.precision)
         reference = (REFERENCE_TEXT, random_codes(REFERENCE_FRAMES))
         few = 3
