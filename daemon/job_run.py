@@ -326,9 +326,8 @@ class JobRun:
         """Do the steps in a thread, with the job's folder there, one after the other and each until it is done; all of
         them again when the folder had to be made anew."""
         done, takes = 0, self._takes
-        troubled: set[str] = set()
 
-        def work() -> None:
+        def work(insisted_on: str) -> None:
             nonlocal done, takes
             if takes != self._takes:
                 done, takes = 0, self._takes
@@ -336,21 +335,17 @@ class JobRun:
                 # A daemon that has stopped, while a share hung, leaves the rest to its next life.
                 anyio.from_thread.check_cancelled()
                 what, step = steps[done]
-                step()
-                if what in troubled:
-                    anyio.from_thread.run_sync(self._tell_recovery, what)
+                try:
+                    step()
+                except OSError:
+                    if what == insisted_on:
+                        raise
+                    return  # it is insisted on next, under its own name
                 done += 1
 
-        pause = FIRST_RETRY_S
         while done < len(steps):
-            try:
-                await self._in_folder(work)
-            except OSError as error:
-                what = steps[done][0]
-                self._tell_trouble(what, error)
-                troubled.add(what)
-                await anyio.sleep(pause)
-                pause = min(pause * 2, LONGEST_RETRY_S)
+            what = steps[done][0]
+            await self._insist(what, partial(self._in_folder, partial(work, what)))
 
     async def _in_outbox(self, step: Callable[[], T]) -> T:
         """Do it in a thread. In a flood of short jobs such changes of threads were a third of the event loop's time, so
@@ -483,22 +478,16 @@ class JobRun:
             try:
                 result = await step()
             except OSError as error:
-                self._tell_trouble(what, error)
+                if self.job.note is None or not self.job.note.startswith(what):
+                    log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
+                self._note(f"{what} failed ({_words(error)}); trying again")
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
-                self._tell_recovery(what)
+                if self.job.note is not None and self.job.note.startswith(what):
+                    log.info("works again", step=what, job=self.job.job_id)
+                    self._note(None)
                 return result
-
-    def _tell_trouble(self, what: str, error: OSError) -> None:
-        if self.job.note is None or not self.job.note.startswith(what):
-            log.error("failed; trying again", step=what, job=self.job.job_id, error=str(error))
-        self._note(f"{what} failed ({_words(error)}); trying again")
-
-    def _tell_recovery(self, what: str) -> None:
-        if self.job.note is not None and self.job.note.startswith(what):
-            log.info("works again", step=what, job=self.job.job_id)
-            self._note(None)
 
 
 async def _in_thread(step: Callable[[Path], None], path: Path) -> None:

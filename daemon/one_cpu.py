@@ -1,9 +1,9 @@
 """Keeps the daemon's own threads on one processor; the processes that it starts go where they like.
 
 Python's threads take turns: only one of them runs at a time, and every system call of one hands the turn to another.
-Across processors each such change wakes a sleeping one, which costs tens of microseconds, more on a virtual machine;
-on one processor it is a change of context. In a flood of jobs of one line, on a
-virtual machine with two processors, each took 39 ms of processor time on both and 24 ms on one.
+Across processors each such change wakes a sleeping one, which is dear, above all on a virtual machine; on one processor
+it is a change of context. In a flood of jobs of one line, on a virtual machine with two processors, each job took 39 ms
+of processor time on both and 24 ms on one (docs/benchmarks.md).
 
 Affinity is a thread's, and inherited by the threads and processes that it starts (sched_setaffinity(2)).
 """

@@ -148,9 +148,12 @@ def test_references_outside_of_the_roots_are_not_waited_for(inbox: Inbox, folder
     (outside / "there.wav").write_bytes(b"recording")
     (folder / "link").symlink_to(outside)
     for name, path in (("a", outside / "there.wav"), ("b", outside / "not_there.wav"), ("c", "link/not_there.wav")):
-        speakers = [{"name": "anna", "references": [{"audio": str(path)}]}]
-        put(folder, f"{name}.json", {**job_document(), "speakers": speakers})
+        document = job_document()
+        document["speakers"][0]["references"][0]["audio"] = str(path)
+        put(folder, f"{name}.json", document)
     inbox.look(0.0)
+    # They are whole jobs: nothing else is a reason to take them at once.
+    assert inbox.known_ids() == {"a", "b", "c"}
     assert ready(inbox.look(SETTLE)) == ["a.json", "b.json", "c.json"]
 
 
