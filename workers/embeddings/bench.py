@@ -18,14 +18,13 @@ import numpy as np
 
 from workers.embeddings.new_files import Disk, NewFile
 from workers.embeddings.result import encode_pickle, make_result
+from workers.embeddings.serve import SYNCED_AT_ONCE
 from workers.embeddings.speaker import mean_of
 from workers.embeddings.utterance import Files, is_utterance, parse_utterance
 
 DIMENSIONS = 256
 DATASETS = 4
 READ_AT_ONCE = 10
-WRITTEN_AT_ONCE = 32
-"""Results that are synced together, as by a process of ours."""
 
 Speaker = tuple[str, str, str]
 """Corpus, dataset, speaker."""
@@ -92,8 +91,8 @@ def bound(corpus: str, processes: int) -> None:
 
 def compute_split(split: list[Speaker], output: str) -> None:
     disk = Disk()
-    for begin in range(0, len(split), WRITTEN_AT_ONCE):
-        errors = disk.keep([compute_speaker(speaker, output) for speaker in split[begin : begin + WRITTEN_AT_ONCE]])
+    for begin in range(0, len(split), SYNCED_AT_ONCE):
+        errors = disk.keep([compute_speaker(speaker, output) for speaker in split[begin : begin + SYNCED_AT_ONCE]])
         if any(errors):
             raise SystemExit(f"results can't be written: {errors}")
 
