@@ -131,7 +131,7 @@ class Inbox:
 def flood(base: Path, far: Path, count: int) -> Row:
     """So many jobs at once, while the daemon stands still and its watcher's queue overflows; inbox and outbox in
     memory, the state elsewhere."""
-    inbox = Inbox(base / "flood", {"inbox.watch": True}, state=far / "flood-state")
+    inbox = Inbox(base / "flood", {"inbox.watch": True, "service.one_cpu": True}, state=far / "flood-state")
     life = inbox.start()
     watch = Watch(inbox.stage.root / "status.json")
     try:
