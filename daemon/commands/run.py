@@ -17,6 +17,7 @@ def execute(invocation: Invocation) -> int:
     from daemon.config import Settings, load_settings
     from daemon.logs import configure_logging
     from daemon.service import AlreadyRunning, serve
+    from daemon.threads import watch_threads
 
     if settings.pool.backend == "ray":
         from daemon.cluster.connection import RayMissing, require_ray
@@ -39,6 +40,7 @@ def execute(invocation: Invocation) -> int:
     configure_logging(settings.log.level, settings.log.format)
     for warning in settings.warnings:
         structlog.get_logger("dubd").warning(warning)
+    watch_threads()
     try:
         return anyio.run(start)
     except AlreadyRunning as error:

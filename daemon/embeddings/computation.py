@@ -27,6 +27,8 @@ from workers.protocol import PROTOCOL_VERSION, Message
 Status = Literal["ok", "skipped", "too_few", "failed"]
 
 LISTED_AT_ONCE = 256
+ASKED_AT_ONCE = 10
+"""Speakers in a frame, whose paths may be as long as paths can be."""
 BEAT_SECONDS = 1.0
 START_S = 60.0
 """How long a process may take to start at least: its imports may come from a slow disk, or a busy machine."""
@@ -246,16 +248,17 @@ class Computation:
                 process = self._processes[number] = _Process(WorkerProcess(self._command), anyio.current_time())
                 tasks.start_soon(self._keep, number, process)
             while process.ready and (chunk := self._dealer.deal(number, anyio.current_time())):
-                for dealt in chunk:
-                    process.transport.send(self._speaker_message(dealt))
+                speakers = [self._asked(dealt) for dealt in chunk]
+                for begin in range(0, len(speakers), ASKED_AT_ONCE):
+                    message = {"type": "speakers", "speakers": speakers[begin : begin + ASKED_AT_ONCE]}
+                    process.transport.send(message)
         if self._dealer.room >= LISTED_AT_ONCE:
             self._room.set()
 
-    def _speaker_message(self, dealt: Dealt) -> Message:
+    def _asked(self, dealt: Dealt) -> dict[str, Any]:
         places = self._places(dealt.speaker)
         self._folders.add(os.path.dirname(places.output))
         return {
-            "type": "speaker",
             "ticket": dealt.ticket,
             "dataset": dealt.speaker.dataset,
             "speaker": dealt.speaker.name,

@@ -151,8 +151,14 @@ class Night:
         """Raises NotSurvived: a promise was broken."""
         self._stage.make(self._plot.all_settings)
         self._start()
+        kills, killed_at = 0, time.monotonic()
         try:
             while not self._struck_enough():
+                killed = self.struck["daemon killed"] + self.struck["worker killed"]
+                if killed > kills:
+                    kills, killed_at = killed, time.monotonic()
+                elif time.monotonic() - killed_at > PATIENCE_S:
+                    raise NotSurvived(f"nobody to kill for {PATIENCE_S:g} s: the daemon hangs: {self._stage.root}")
                 self._keep_jobs_flowing()
                 time.sleep(min(1.0, self._dice.expovariate(1 / MEAN_PAUSE_S)))
                 self._release(time.monotonic())

@@ -1,13 +1,13 @@
 """Speaker embeddings: one mean for each speaker, from one embedding for each utterance.
 
 A process of this package is started like a worker, by ``workers/__main__.py --embeddings``, and needs numpy alone. It
-knows nothing of engines, jobs or other processes; it is told of one speaker after another and answers for each::
+knows nothing of engines, jobs or other processes; it is told of some speakers at a time and answers for each::
 
     > hello    {protocol, utterances{path, device, inode, follow_links}, format, min_utterances,
                 exclude_prefixes, exclude_patterns, beat_seconds}
     < ready    {protocol, pid, python, numpy}
                or failed {code, message} and exit
-    > speaker  {ticket, dataset, speaker, output, existing}
+    > speakers {speakers: [{ticket, dataset, speaker, output, existing}]}
     < problem  {ticket, file, code, message}              an utterance that could not be used, and why
     < results  {results: [{ticket, status, ...}]}         each ticket once, in any order
     < beat     {progress, memory_bytes}                   every beat_seconds; progress stands still when it hangs

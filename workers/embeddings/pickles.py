@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import pickle
 import re
 from collections.abc import Callable
@@ -30,6 +29,9 @@ MOST_IN_NESTED_LISTS = 1 << 18
 """Most numbers and lists in a nested list; one whose lists are the same list again may claim any number of them."""
 
 DEEPEST_LIST = 32
+
+MOST_DIMENSIONS = 64
+"""numpy's own limit (NPY_MAXDIMS)."""
 
 _TYPE_CODE = re.compile(r"[fiubUSO][0-9]{1,9}\Z")
 _NUMBER_KINDS = "fiu"
@@ -126,13 +128,13 @@ class Array:
             PickleRefused: what the pickle says of it makes no array of numbers.
         """
         shape = self._shape
-        if (
-            type(self._type) is not Type
-            or type(shape) is not tuple
-            or not all(type(n) is int and n >= 0 for n in shape)
-        ):
+        if type(self._type) is not Type or type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
             raise PickleRefused("unreadable", "an array is described in part only")
-        count = math.prod(shape)
+        count = 1
+        for size in shape:
+            if type(size) is not int or size < 0:
+                raise PickleRefused("unreadable", "an array is described in part only")
+            count *= size
         if count > budget:
             raise PickleRefused("unreadable", f"an array of {count:,} numbers is no embedding")
         if self._type.code[0] == "O":

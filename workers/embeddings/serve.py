@@ -112,10 +112,10 @@ class Reports:
         """Speakers that have come and are not answered for."""
         return self._expected
 
-    def expect(self) -> None:
-        """A speaker has come. When every one is answered for, there is nothing to wait for with telling."""
+    def expect(self, count: int) -> None:
+        """Speakers have come. When every one is answered for, there is nothing to wait for with telling."""
         with self._lock:
-            self._expected += 1
+            self._expected += count
 
     def add(self, result: dict[str, Any]) -> None:
         with self._lock:
@@ -138,7 +138,7 @@ def serve(incoming: int, outgoing: int) -> int:
     """Speak the contract on two descriptors until the stream ends; the exit status."""
     writer = FrameWriter(outgoing)
     reports = Reports(writer)
-    messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(incoming, messages, reports), name="reader", daemon=True).start()
     hello = messages.get()
     try:
@@ -173,15 +173,18 @@ def serve(incoming: int, outgoing: int) -> int:
         desk.take(ahead.popleft())
 
 
-def _read(incoming: int, messages: queue.SimpleQueue[Message], reports: Reports) -> None:
-    """The reader thread."""
+def _read(incoming: int, messages: queue.SimpleQueue[dict[str, Any]], reports: Reports) -> None:
+    """The reader thread: hands on the hello, and then one speaker after another."""
     decoder = FrameDecoder()
     try:
         while data := os.read(incoming, READ_BYTES):
             for message in decoder.feed(data):
-                if message["type"] == "speaker":
-                    reports.expect()
-                messages.put(message)
+                if message["type"] != "speakers":
+                    messages.put(message)
+                    continue
+                reports.expect(len(message["speakers"]))
+                for asked in message["speakers"]:
+                    messages.put(asked)
     except ProtocolError as error:
         print(f"the daemon's frames can't be understood: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_PROTOCOL_BROKEN)
@@ -238,9 +241,9 @@ class Desk:
             self._reports.tell()
             self._writer.send({"type": "beat", "progress": self._progress, "memory_bytes": resident})
 
-    def prepare(self, message: Message) -> Work:
+    def prepare(self, asked: dict[str, Any]) -> Work:
         """Open a speaker's first files, unless its result may be there already; what is wrong is for ``take``."""
-        work = Work(message["ticket"], message["dataset"], message["speaker"], message["output"], message["existing"])
+        work = Work(asked["ticket"], asked["dataset"], asked["speaker"], asked["output"], asked["existing"])
         if not any(map(os.path.lexists, work.existing)):
             try:
                 self._open(work)

@@ -6,7 +6,6 @@ asked for, never waited for, read up to a limit, and checked before memory is se
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fnmatch
 import io
@@ -126,9 +125,10 @@ class Files:
             self._open.append((name, error))
             return True
         self._open.append((name, descriptor))
-        # A hint, and no more than that: what can't take it (a pipe) is found out by who reads it.
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - a context manager for each of millions of files is worth leaving out
             os.posix_fadvise(descriptor, 0, ASKED_BYTES, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass  # a hint, and no more than that: what can't take it (a pipe) is found out by who reads it
         return True
 
     def read_next(self) -> bytes:
@@ -138,8 +138,10 @@ class Files:
             BadUtterance: see there.
             IndexError: all have been read.
         """
-        self.ask()
+        if not self._open:
+            self.ask()
         name, opened = self._open.popleft()
+        self._ask_next()
         if isinstance(opened, int):
             return _read(opened)
         if opened.errno in (errno.EMFILE, errno.ENFILE):  # by now some are closed again
@@ -187,12 +189,12 @@ def parse_utterance(name: str, data: bytes) -> Utterance:
         raise BadUtterance("empty", "it is an empty file")
     try:
         suffix = name[-4:].lower()
-        if suffix == ".npy":
-            utterance = Utterance(_read_npy(io.BytesIO(data), len(data)).ravel(), UNKNOWN, UNKNOWN)
+        if suffix == ".pkl":
+            utterance = _from_dictionary(read_pickle(data))
         elif suffix == ".npz":
             utterance = _from_dictionary(_read_npz(data))
         else:
-            utterance = _from_dictionary(read_pickle(data))
+            utterance = Utterance(_read_npy(io.BytesIO(data), len(data)).ravel(), UNKNOWN, UNKNOWN)
     except PickleRefused as refused:
         raise BadUtterance(refused.code, str(refused)) from None
     if not utterance.embedding.size:
@@ -212,9 +214,9 @@ def _from_dictionary(value: Any) -> Utterance:
 
 def _text(value: Any) -> str:
     """A text, or a number in its digits; "unknown" for whatever else stands there."""
-    if type(value) is int and value.bit_length() < 256:
-        value = str(value)
-    return value if type(value) is str and 0 < len(value) <= LONGEST_TEXT else UNKNOWN
+    if type(value) is str:
+        return value if 0 < len(value) <= LONGEST_TEXT else UNKNOWN
+    return str(value) if type(value) is int and value.bit_length() < 256 else UNKNOWN
 
 
 def _read_npy(file: IO[bytes], size: int) -> NDArray[Any]:
