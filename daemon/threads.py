@@ -7,6 +7,7 @@ on disk is whole at every moment, so the daemon ends and its service manager sta
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ FAILED = 1
 def watch_threads() -> None:
     """Watch over this process's threads from here on, in one of its own."""
     threading.excepthook = _hear
+    logging.getLogger("concurrent.futures").addHandler(_Executors())
     threading.Thread(target=_look, name="threads", daemon=True).start()
 
 
@@ -44,6 +46,14 @@ def _hear(failed: threading.ExceptHookArgs) -> None:
     if issubclass(failed.exc_type, MemoryError):
         _end("a thread has died for want of memory")
     threading.__excepthook__(failed)
+
+
+class _Executors(logging.Handler):
+    """An executor's thread that dies with a task in hand tells only its log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] and issubclass(record.exc_info[0], MemoryError):
+            _end("a thread has died for want of memory")
 
 
 def _end(why: str) -> NoReturn:

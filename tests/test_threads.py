@@ -9,6 +9,7 @@ import pytest
 
 BEGIN = """
 import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from daemon import threads
 threads.LOOK_S = 0.05
 
@@ -18,6 +19,10 @@ class NoMemory(threading.Thread):
 
 def exhausted():
     raise MemoryError
+
+class Task:
+    def run(self):
+        raise MemoryError
 
 def slow():
     time.sleep(0.5)
@@ -39,8 +44,12 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         ("NoMemory().start()", "could not begin"),
         ("threading.Thread(target=lambda: NoMemory().start()).start()\ntime.sleep(30)", "could not begin"),
         ("threading.Thread(target=exhausted).start()\ntime.sleep(30)", "has died"),
+        (
+            "executor = ThreadPoolExecutor(1)\nexecutor.submit(slow)\nexecutor._work_queue.put(Task())\ntime.sleep(30)",
+            "has died",
+        ),
     ],
-    ids=["the one that starts it waits", "another waits", "later"],
+    ids=["the one that starts it waits", "another waits", "later", "an executor's"],
 )
 def test_a_thread_that_has_no_memory_ends_the_daemon(script: str, why: str) -> None:
     done = run(script)
