@@ -99,6 +99,8 @@ class Inbox:
         self._warned: set[str] = set()
         self.claimed = self._folder / CLAIMED / host_id
         self._over = settings.paths.state / "over"
+        self.unforgotten = False
+        """Whether a claim could not be seen when it was to be removed: ``claims`` is to look for it."""
 
     def reload(self, settings: Settings) -> None:
         """New settle, grace and limits; the folder stays."""
@@ -279,21 +281,24 @@ class Inbox:
         Raises:
             OSError: they can't be removed now; call again later.
         """
-        folder = self.claimed / token
-        self._remove_links(token)
         try:
-            opened = files.open_folder(folder, self._folder)
-            try:
-                for name in os.listdir(opened):
-                    files.discard(folder / name, opened)
-            finally:
-                os.close(opened)
-            files.remove_empty_folder(folder)
+            self._remove_traces(token)
         except FileNotFoundError:
             files.make_folder(self._over)
             files.write_atomically(self._over / token, b"")
-        else:
-            files.fsync_folder(self.claimed)
+            self.unforgotten = True
+
+    def _remove_traces(self, token: str) -> None:
+        folder = self.claimed / token
+        self._remove_links(token)
+        opened = files.open_folder(folder, self._folder)
+        try:
+            for name in os.listdir(opened):
+                files.discard(folder / name, opened)
+        finally:
+            os.close(opened)
+        files.remove_empty_folder(folder)
+        files.fsync_folder(self.claimed)
 
     def _remove_links(self, token: str | None = None) -> None:
         """No folder for claimed jobs is a link: whoever has put one there wants us to work, and remove, elsewhere.
@@ -312,20 +317,27 @@ class Inbox:
         return self.identity() is not None and not os.path.lexists(claim.file)
 
     def claims(self) -> list[Claim]:
-        """What this daemon has taken and not finished, the oldest first."""
+        """What this daemon has taken and not finished, the oldest first. What has ended while it could not be seen is
+        removed."""
         found = []
         self._remove_links()
+        unforgotten, self.unforgotten = self.unforgotten, False
         try:
             tokens = sorted(os.listdir(self.claimed))
         except FileNotFoundError:
+            self.unforgotten |= unforgotten
             return []
         for token in tokens:
             try:
                 self._remove_links(token)
                 received = received_at(token)
                 if (self._over / token).exists():
-                    self.forget(token)
-                    files.remove(self._over / token)
+                    try:
+                        self._remove_traces(token)
+                    except FileNotFoundError:
+                        self.unforgotten = True  # the share is away again; the note of it stays
+                    else:
+                        files.remove(self._over / token)
                     continue
                 # NFS leaves hidden files where one was removed that is still open.
                 names = sorted(name for name in os.listdir(self.claimed / token) if not name.startswith("."))
@@ -333,6 +345,8 @@ class Inbox:
                     files.remove_empty_folder(self.claimed / token)
                     continue
                 found.append(Claim(token, self.claimed / token / names[0], received))
+            except FileNotFoundError:
+                continue  # its job has just ended
             except (OSError, ValueError):
                 log.warning("what lies among the claimed jobs is not ours", name=token)
         return found

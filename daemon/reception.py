@@ -144,14 +144,18 @@ class Reception:
 
     async def _take_up_claims(self) -> None:
         """What was claimed and not accepted when an earlier life of the daemon ended, once for each inbox that we see:
-        the share may come back later than the daemon."""
+        the share may come back later than the daemon. And again when a job has ended while its claim could not be
+        seen: a share may have been away between two looks."""
         identity = await anyio.to_thread.run_sync(self._inbox.identity)
-        if identity is None or identity == self._claims_of:
+        if identity is None or (identity == self._claims_of and not self._inbox.unforgotten):
             return
+        ours = {*self._jobs.runs, *self._admitting}  # one of them may end while we look
         for claim in await anyio.to_thread.run_sync(self._inbox.claims):
-            if claim.token not in self._jobs.runs and claim.token not in self._admitting:
+            if claim.token not in ours:
                 self.admit(claim)
-        self._claims_of = identity
+        # Where it was another one meanwhile, nobody knows which of them was listed.
+        same = await anyio.to_thread.run_sync(self._inbox.identity) == identity
+        self._claims_of = identity if same else None
 
     async def watch(self) -> None:
         """File system events wake the scan; when they fail or the folder is another one, the watch is made anew."""

@@ -405,7 +405,8 @@ def test_claims_are_found_again(inbox: Inbox, folder: Path) -> None:
     assert not (inbox.claimed / empty).exists()
 
 
-def test_what_was_over_stays_over(inbox: Inbox, folder: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("same_life", [True, False])
+def test_what_was_over_stays_over(inbox: Inbox, folder: Path, settings: Settings, *, same_life: bool) -> None:
     """A job whose inbox is away when it ends is not done again when the inbox comes back with its claim, in this life
     of the daemon or the next."""
     for name in ("a.json", "b.json"):
@@ -416,8 +417,39 @@ def test_what_was_over_stays_over(inbox: Inbox, folder: Path, settings: Settings
     inbox.forget(over.token)
     inbox.forget(over.token)
     folder.rmdir()
+    assert inbox.unforgotten and inbox.claims() == [] and inbox.unforgotten
     (folder.parent / "away").rename(folder)
-    assert Inbox(settings, HOST).claims() == [open_claim]
+    again = inbox if same_life else Inbox(settings, HOST)
+    assert again.claims() == [open_claim] and not again.unforgotten
+    assert not over.file.exists()
+    assert os.listdir(settings.paths.state / "over") == []
+
+
+def test_a_share_that_goes_while_the_traces_of_a_job_are_removed(
+    inbox: Inbox, folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the job was over is not forgotten: its file comes back with the share."""
+    put(folder, "a.json")
+    over, away = taken(inbox, "a.json"), folder.parent / "away"
+    folder.rename(away)
+    folder.mkdir()
+    inbox.forget(over.token)
+    folder.rmdir()
+    away.rename(folder)
+    listed = os.listdir
+
+    def listdir(path: Path | int) -> list[str]:
+        names = listed(path)
+        if path == inbox.claimed:
+            folder.rename(away)
+        return names
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", listdir)
+        assert inbox.claims() == [] and inbox.unforgotten
+    away.rename(folder)
+    assert over.file.exists()
+    assert inbox.claims() == [] and not inbox.unforgotten
     assert not over.file.exists()
     assert os.listdir(settings.paths.state / "over") == []
 
