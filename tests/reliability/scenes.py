@@ -153,7 +153,10 @@ class Stage:
     def clear_of_work(self) -> bool:
         """No job is held in state/, none is being removed from there, and none is claimed."""
         held = [path for path in self.jobs.glob("*") if not path.name.startswith(".") or path.name.endswith(".gone")]
-        return not held and not list(self.inbox.glob(".claimed/*/*"))
+        try:
+            return not held and not list(self.inbox.glob(".claimed/*/*"))
+        except FileNotFoundError:
+            return False  # one was being removed
 
     # --- what must be true ----------------------------------------------------------------------------------
 
