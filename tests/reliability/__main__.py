@@ -33,7 +33,7 @@ OF_OTHER_SCENES = 140
 
 def simulator(short: bool, _settings: Settings) -> Iterator[Row]:
     """Random histories of the pure core."""
-    summary = run_histories(range(150 if short else 5_000))
+    summary = run_histories(range(100 if short else 5_000))
     note = (
         f"{summary.lives:,} lives of the daemon, {summary.segments:,} segments, {summary.recycles:,} recycled workers"
     )
@@ -53,7 +53,7 @@ def scale(short: bool, _settings: Settings) -> Iterator[Row]:
 def crash_matrix(short: bool, _settings: Settings) -> Iterator[Row]:
     """Every fault at every change on disk over a first job, and a part of them over the others."""
     if short:
-        outcomes = matrix.run_matrix(sample=30)
+        outcomes = matrix.run_matrix(sample=20)
     else:
         outcomes = chain(matrix.run_matrix(SCENES[:1]), matrix.run_matrix(SCENES[1:], sample=OF_OTHER_SCENES))
     yield from matrix.rows(outcomes)

@@ -23,13 +23,13 @@ def attack(name: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_random_histories_keep_every_promise() -> None:
-    """150 histories of jobs, faults and deaths of the daemon; a failing seed is printed and can be replayed."""
+    """100 histories of jobs, faults and deaths of the daemon; a failing seed is printed and can be replayed."""
     assert "random histories" in attack("simulator")
 
 
 @pytest.mark.timeout(300)
 def test_a_fault_at_any_change_on_disk_loses_nothing() -> None:
-    """30 of the crash matrix's faults, chosen by a fixed seed, after a quiet run of each scene."""
+    """20 of the crash matrix's faults, chosen by a fixed seed, after a quiet run of each scene."""
     assert "quiet runs" in attack("matrix")
 
 
