@@ -346,7 +346,7 @@ class Inbox:
                     continue
                 found.append(Claim(token, self.claimed / token / names[0], received))
             except FileNotFoundError:
-                continue  # its job has just ended
+                self.unforgotten = True  # its job has just ended, or the share is away again: the next look tells
             except (OSError, ValueError):
                 log.warning("what lies among the claimed jobs is not ours", name=token)
         return found
