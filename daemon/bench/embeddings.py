@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 
 import workers.protocol
 from daemon.bench.figures import Figure, Tell
@@ -50,6 +51,7 @@ class Embeddings:
 
     def measure(self) -> Iterator[Figure]:
         many = self._processes
+        anyio.run(anyio.lowlevel.checkpoint)  # imports the event loop, which is no part of a run
         for name, sizes in (("even", EVEN), ("skewed", SKEWED)):
             corpus = self._make(name, sizes)
             speakers, utterances = _numbers(sizes)

@@ -50,16 +50,25 @@ class _Hand:
     """What one process holds, by ticket, in the order of the dealing."""
 
     held: dict[int, Dealt] = field(default_factory=dict)
+    weight: int = 0
+    """Of all that is held."""
     moved_at: float = 0.0
     progress: int = -1
 
     @property
     def alone(self) -> bool:
-        return any(dealt.alone for dealt in self.held.values())
+        """Whether it holds a suspect: nothing else is with it then."""
+        return len(self.held) == 1 and next(iter(self.held.values())).alone
 
-    @property
-    def weight(self) -> int:
-        return sum(dealt.speaker.weight for dealt in self.held.values())
+    def take(self, dealt: Dealt) -> None:
+        self.held[dealt.ticket] = dealt
+        self.weight += dealt.speaker.weight
+
+    def drop(self, ticket: int) -> Dealt | None:
+        dealt = self.held.pop(ticket, None)
+        if dealt is not None:
+            self.weight -= dealt.speaker.weight
+        return dealt
 
 
 class Dealer:
@@ -134,13 +143,14 @@ class Dealer:
         return self._hand_over(hand, chunk, at, alone=False)
 
     def _hand_over(self, hand: _Hand, speakers: list[Speaker], at: float, *, alone: bool) -> list[Dealt]:
+        if speakers and not hand.held:
+            hand.moved_at = at
         dealt = []
         for speaker in speakers:
             self._tickets += 1
-            dealt.append(Dealt(self._tickets, speaker, alone))
-        if dealt and not hand.held:
-            hand.moved_at = at
-        hand.held.update((one.ticket, one) for one in dealt)
+            one = Dealt(self._tickets, speaker, alone)
+            hand.take(one)
+            dealt.append(one)
         return dealt
 
     # --- what became of it ----------------------------------------------------------------------------------
@@ -158,7 +168,7 @@ class Dealer:
     def ended(self, process: int, ticket: int, at: float) -> Dealt | None:
         """The process has answered for it; None when it had not been asked, or has answered already."""
         hand = self._hands.get(process)
-        dealt = hand.held.pop(ticket, None) if hand else None
+        dealt = hand.drop(ticket) if hand else None
         if hand is not None and dealt is not None:
             hand.moved_at = at
         return dealt

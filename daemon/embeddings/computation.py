@@ -27,6 +27,8 @@ from workers.protocol import PROTOCOL_VERSION, Message
 Status = Literal["ok", "skipped", "too_few", "failed"]
 
 LISTED_AT_ONCE = 256
+LISTED_FIRST = 16
+"""Few: the processes start meanwhile, which takes as long as listing thousands."""
 ASKED_AT_ONCE = 10
 """Speakers in a frame, whose paths may be as long as paths can be."""
 BEAT_SECONDS = 1.0
@@ -213,19 +215,21 @@ class Computation:
 
     async def _list(self) -> None:
         wanted = filter(self._wanted, self._corpus.speakers())
+        count = LISTED_FIRST
         while True:
             while self._dealer.room < LISTED_AT_ONCE:
                 self._room = anyio.Event()
                 await self._room.wait()
             try:
-                batch = await anyio.to_thread.run_sync(_next, wanted, LISTED_AT_ONCE, abandon_on_cancel=True)
+                batch = await anyio.to_thread.run_sync(_next, wanted, count, abandon_on_cancel=True)
             except OSError as error:
                 self._fail(f"the folder of utterances can't be listed: {error.strerror or error}")
                 return
             for speaker in batch:
                 self._dealer.add(speaker)
-            if len(batch) < LISTED_AT_ONCE:
+            if len(batch) < count:
                 break
+            count = LISTED_AT_ONCE
             self._wake.set()
         self._dealer.complete()
         self._wake.set()
@@ -321,8 +325,9 @@ class Computation:
     def _understand(self, number: int, process: _Process, message: Message) -> None:
         kind = message["type"]
         if kind == "results":
+            now = anyio.current_time()
             for result in message["results"]:
-                self._take(number, result)
+                self._take(number, result, now)
         elif kind == "problem":
             held = self._dealer.holder(number, message["ticket"])
             if held is not None:
@@ -339,8 +344,7 @@ class Computation:
             process.reason = str(message["message"])
         self._wake.set()
 
-    def _take(self, number: int, result: dict[str, Any]) -> None:
-        now = anyio.current_time()
+    def _take(self, number: int, result: dict[str, Any], now: float) -> None:
         if result["status"] == "disk_full":
             if not self._paused:
                 self._listener.note("error", f"waiting for disk space: {result['message']}")
@@ -350,9 +354,7 @@ class Computation:
         dealt = self._dealer.ended(number, result["ticket"], now)
         if dealt is None:
             return
-        values: dict[str, Any] = {
-            name: kind(result[name]) for name, kind in _RESULT_FIELDS.items() if result.get(name) is not None
-        }
+        values: dict[str, Any] = {name: kind(result[name]) for name, kind in _RESULT_FIELDS.items() if name in result}
         self._listener.report(Report(dealt.speaker, result["status"], number, **values))
 
     async def _watch(self) -> None:

@@ -48,6 +48,7 @@ class NewFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self.descriptor = os.open(self._temporary, flags, FILE_MODE)
         try:
+            self.device = os.fstat(self.descriptor).st_dev
             view = memoryview(data)
             while view:
                 view = view[os.write(self.descriptor, view) :]
@@ -84,13 +85,17 @@ class Disk:
     def keep(self, files: Sequence[NewFile]) -> list[OSError | None]:
         """Sync them and give each its name; what went wrong with each. That the names last too is to be seen to by
         syncing their folders, each once for many."""
-        synced = self._sync_together(files)
-        if not synced:
-            for file in files:
-                # The kernel begins to write all of them, so that the sync of one commits the others as well.
-                with contextlib.suppress(OSError):  # no more than a hint
-                    os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return [_keep(file, synced=synced) for file in files]
+        return [error or give_name(file) for file, error in zip(files, self.sync(files), strict=True)]
+
+    def sync(self, files: Sequence[NewFile]) -> list[OSError | None]:
+        """What went wrong with each; nothing is left of such a file."""
+        if self._sync_together(files):
+            return [None] * len(files)
+        for file in files:
+            # The kernel begins to write all of them, so that the sync of one commits the others as well.
+            with contextlib.suppress(OSError):  # no more than a hint
+                os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return [_sync(file) for file in files]
 
     def _sync_together(self, files: Sequence[NewFile]) -> bool:
         """Whether all are synced. Where that failed, each file's own sync still tells whether it is that one's fault:
@@ -100,11 +105,8 @@ class Disk:
         if self._alone:
             self._alone -= 1
             return False
-        try:
-            # Of each file system the descriptor that was opened first: a sync tells of the errors since then.
-            devices = {os.fstat(file.descriptor).st_dev: file.descriptor for file in reversed(files)}
-        except OSError:
-            return False
+        # Of each file system the descriptor that was opened first: a sync tells of the errors since then.
+        devices = {file.device: file.descriptor for file in reversed(files)}
         if not all(map(self._may_sync, devices)) or _unsynced() > MOST_UNSYNCED:
             return False
         begun = time.monotonic()
@@ -119,14 +121,21 @@ class Disk:
         return self._together[device]
 
 
-def _keep(file: NewFile, *, synced: bool) -> OSError | None:
+def _sync(file: NewFile) -> OSError | None:
     try:
-        if not synced:
-            try:
-                os.fsync(file.descriptor)
-            except BaseException:
-                file.drop()
-                raise
+        os.fsync(file.descriptor)
+    except OSError as error:
+        file.drop()
+        return error
+    except BaseException:
+        file.drop()
+        raise
+    return None
+
+
+def give_name(file: NewFile) -> OSError | None:
+    """Give a file its name, now that it is synced; what went wrong."""
+    try:
         file.appear()
     except OSError as error:
         return error

@@ -1,9 +1,10 @@
 """The loop of one embeddings process, between its pipe and the speakers it is told of.
 
-The main thread reads, sums and writes; another syncs and renames what it has written, many files at a time, since a
-sync is a wait and not work; the reader ends the process with its daemon; the beat thread says how far the others are,
-so that a process that hangs in a file is told from one that works on a large speaker. The contract is in the package's
-text.
+The main thread reads, sums, writes, and gives names; another syncs what it has written, many files at a time, since a
+sync is a wait and not work. It does nothing but that: every call of the kernel beside a busy main thread costs a change
+of threads, and naming a result takes several. The reader ends the process with its daemon; the beat thread says how far
+the main one is, so that a process that hangs in a file is told from one that works on a large speaker. The contract is
+in the package's text.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from workers.embeddings.new_files import Disk, NewFile
+from workers.embeddings.new_files import Disk, NewFile, give_name
 from workers.embeddings.result import FORMATS, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import SpeakerFailed, mean_of
 from workers.embeddings.utterance import BadUtterance, Files, is_utterance, read_file
@@ -38,6 +40,9 @@ from workers.protocol import (
     ProtocolError,
 )
 
+SYNCED: Message = {}
+"""Stands among the messages when there are results to name."""
+
 READ_BYTES = 1 << 16
 MOST_UNFINISHED = 96
 """Results written and not synced, which are open files: a disk that does not keep up holds up the main thread."""
@@ -50,7 +55,7 @@ ASKED_AHEAD = 96
 """Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
 to do; they are open meanwhile."""
 
-RESULTS_AT_ONCE = 8
+RESULTS_AT_ONCE = SYNCED_AT_ONCE
 RESULTS_EVERY_S = 0.1
 
 MEMORY_BYTES = 4 << 30
@@ -154,7 +159,7 @@ def serve(incoming: int, outgoing: int) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    desk = Desk(corpus, writer, reports)
+    desk = Desk(corpus, writer, reports, wake=lambda: messages.put(SYNCED))
     threading.Thread(target=desk.beat, args=(hello["beat_seconds"],), name="beat", daemon=True).start()
     writer.send(
         {
@@ -169,7 +174,11 @@ def serve(incoming: int, outgoing: int) -> int:
     ahead: deque[Work] = deque()
     while True:
         while not ahead or (sum(work.asked for work in ahead) < ASKED_AHEAD and not messages.empty()):
-            ahead.append(desk.prepare(messages.get()))
+            message = messages.get()
+            if message is SYNCED:
+                desk.name_synced()
+            else:
+                ahead.append(desk.prepare(message))
         desk.take(ahead.popleft())
 
 
@@ -219,15 +228,15 @@ class Work:
 
 
 class Desk:
-    """Answers for one speaker after another."""
+    """Answers for one speaker after another. ``wake`` is called, by another thread, when there are results to name: the
+    main thread may be waiting for something that is long in coming."""
 
-    def __init__(self, corpus: Corpus, writer: FrameWriter, reports: Reports) -> None:
+    def __init__(self, corpus: Corpus, writer: FrameWriter, reports: Reports, wake: Callable[[], None]) -> None:
         self._corpus = corpus
         self._writer = writer
         self._reports = reports
-        self._unfinished = Unfinished(reports)
-        self._room = threading.Semaphore(MOST_UNFINISHED)
-        threading.Thread(target=self._finish, name="finisher", daemon=True).start()
+        self._unfinished = Unfinished(reports, wake)
+        threading.Thread(target=self._unfinished.sync, name="syncer", daemon=True).start()
         self._folders: set[str] = set()
         self._progress = 0
 
@@ -283,6 +292,18 @@ class Desk:
 
     def _advance(self) -> None:
         self._progress += 1
+        if self._unfinished.synced:
+            self.name_synced()
+
+    def name_synced(self) -> None:
+        """Give the results that are synced their names, and report them."""
+        while self._unfinished.synced:
+            for file, result, error in self._unfinished.take_synced():
+                error = error or give_name(file)
+                if error is not None:
+                    self._answer_unwritten(file.path, result, error)
+                else:
+                    self._reports.add(result)
 
     def _answer_failed(self, ticket: int, code: str, message: str, failed: int) -> None:
         message = message[:MESSAGE_CHARACTERS]
@@ -322,12 +343,13 @@ class Desk:
             "dim": int(mean.embedding.size),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        self._room.acquire()
+        while self._unfinished.full:
+            self._unfinished.wait()
+            self.name_synced()
         try:
             self._unfinished.put(self._write(work.output, data), result)
         except OSError as error:
             self._answer_unwritten(work.output, result, error)
-            self._room.release()
 
     def _write(self, output: str, data: bytes) -> NewFile:
         folder = os.path.dirname(output)
@@ -353,43 +375,61 @@ class Desk:
         message = str(bad)[:MESSAGE_CHARACTERS]
         self._writer.send({"type": "problem", "ticket": ticket, "file": name, "code": bad.code, "message": message})
 
-    def _finish(self) -> None:
-        """The finisher thread."""
-        disk = Disk()
-        while True:
-            written = self._unfinished.take()
-            for (file, result), error in zip(written, disk.keep([file for file, _ in written]), strict=True):
-                if error is not None:
-                    self._answer_unwritten(file.path, result, error)
-                else:
-                    self._reports.add(result)
-                self._advance()
-                self._room.release()
-
 
 class Unfinished:
-    """Results between the main thread, which writes them, and the finisher, which waits until it is worth a sync."""
+    """Results between being written and having their names: the main thread puts them in, the syncer syncs many at a
+    time when it is worth it, and the main thread takes them out again."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: Reports, wake: Callable[[], None]) -> None:
         self._reports = reports
-        self._written: list[tuple[NewFile, dict[str, Any]]] = []
+        self._wake = wake
         self._changed = threading.Condition()
+        self._written: list[tuple[NewFile, dict[str, Any]]] = []
+        self._count = 0
+        self.synced: deque[list[tuple[NewFile, dict[str, Any], OSError | None]]] = deque()
+        """What went wrong with each stands beside it."""
+
+    @property
+    def full(self) -> bool:
+        """Whether so many are open that the main thread has to wait for the disk."""
+        return self._count >= MOST_UNFINISHED
 
     def put(self, file: NewFile, result: dict[str, Any]) -> None:
         with self._changed:
+            self._count += 1
             self._written.append((file, result))
-            # The finisher is not woken for each: it would take the interpreter from us.
+            # The syncer is not woken for each: it would take the interpreter from us.
             if len(self._written) == 1 or self._due:
-                self._changed.notify()
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until some are synced."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.synced)
+
+    def take_synced(self) -> list[tuple[NewFile, dict[str, Any], OSError | None]]:
+        some = self.synced.popleft()
+        with self._changed:
+            self._count -= len(some)
+        return some
 
     @property
     def _due(self) -> bool:
-        return len(self._written) >= min(SYNCED_AT_ONCE, self._reports.expected)
+        """There are enough of them, or no others can come: all else that is expected is synced, or being so."""
+        others = self._count - len(self._written)
+        return len(self._written) >= min(SYNCED_AT_ONCE, self._reports.expected - others)
 
-    def take(self) -> list[tuple[NewFile, dict[str, Any]]]:
-        with self._changed:
-            while not self._written:
-                self._changed.wait()
-            self._changed.wait_for(lambda: self._due, SYNCED_EVERY_S)
-            written, self._written = self._written, []
-        return written
+    def sync(self) -> None:
+        """The syncer thread."""
+        disk = Disk()
+        while True:
+            with self._changed:
+                while not self._written:
+                    self._changed.wait()
+                self._changed.wait_for(lambda: self._due, SYNCED_EVERY_S)
+                written, self._written = self._written, []
+            errors = disk.sync([file for file, _ in written])
+            with self._changed:
+                self.synced.append([(*one, error) for one, error in zip(written, errors, strict=True)])
+                self._changed.notify_all()
+            self._wake()

@@ -145,6 +145,16 @@ def test_the_fields() -> None:
     assert all(type(value) is float for value in result["embedding_stats"].values())
 
 
+@pytest.mark.parametrize("size", [1, 7, 256, 4099])
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e160])
+def test_the_statistics_are_those_of_numpy(size: int, scale: float) -> None:
+    """To the bit, and infinite where numpy's are."""
+    numbers = scale * np.random.default_rng(size).standard_normal(size)
+    with np.errstate(all="ignore"):
+        expected = {name: float(getattr(numbers, name)()) for name in STATS}
+    assert make_result(Mean(numbers, ["u"], ["p"]), "d", "s")["embedding_stats"] == expected
+
+
 def test_the_archive_holds_the_same_without_pickle() -> None:
     """And the same bytes whenever it is made."""
     result = a_result()
