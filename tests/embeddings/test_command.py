@@ -223,9 +223,9 @@ def test_a_folder_may_be_reached_through_links(tmp_path: Path) -> None:
 
 FULL_DISK = """
 import errno, os
-def rename(source, target):
+def refuse(source, target, **more):
     raise OSError(errno.ENOSPC, "No space left on device")
-os.rename = rename
+os.rename = os.link = refuse
 """
 
 

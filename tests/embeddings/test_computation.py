@@ -186,15 +186,16 @@ async def test_a_run_that_is_stopped_leaves_nothing_half_written(tmp_path: Path)
 
 FULL_DISK = """
 import errno, os
-real = os.rename
-def rename(source, target):
-    if not os.path.exists({flag!r}):
-        open({flag!r}, "w").close()
-        raise OSError(errno.ENOSPC, "No space left on device")
-    real(source, target)
-os.rename = rename
+def once(real):
+    def give_name(source, target, **more):
+        if target.endswith(".pkl") and not os.path.exists({flag!r}):
+            open({flag!r}, "w").close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target, **more)
+    return give_name
+os.rename, os.link = once(os.rename), once(os.link)
 """
-"""The first rename of a process finds the disk full; later ones do not."""
+"""The first result that is to get its name finds the disk full; later ones do not."""
 
 
 # --- the corpus --------------------------------------------------------------------------------------------

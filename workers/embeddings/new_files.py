@@ -1,9 +1,10 @@
 """Writes files that appear whole and last: many of them for the price of one sync.
 
-A file is written under a temporary name, synced, and only then given its own. On ext4 the sync of one small file costs
-four times as much as making it, and most of a millisecond's wait. A sync of the whole file system costs that once for
-all files that wait for it, as a database commits many transactions at once (group commit). It also writes what others
-have there and have not synced, so it is left alone for a while where it has taken long.
+A file is written without a name, synced, and only then given its own; where a file system has no files without names,
+it has a temporary one. On ext4 the sync of one small file costs four times as much as making it, and most of a
+millisecond's wait. A sync of the whole file system costs that once for all files that wait for it, as a database
+commits many transactions at once (group commit). It also writes what others have there and have not synced, so it is
+left alone for a while where it has taken long.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +36,8 @@ REPORTS_ERRORS = (5, 8)
 
 
 class NewFile:
-    """A file that is to appear under ``path``; until it is kept it has a temporary name beside it.
+    """A file that is to appear under ``path``; until then it has no name, or where that can't be a temporary one beside
+    it.
 
     Raises:
         OSError: it can't be written; nothing is left of it.
@@ -44,11 +45,15 @@ class NewFile:
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path = path
-        self._temporary = os.path.join(os.path.dirname(path), f".{os.getpid():x}-{os.urandom(6).hex()}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.descriptor = os.open(self._temporary, flags, FILE_MODE)
+        self._temporary: str | None = None
+        descriptor = _open_nameless(path)
+        if descriptor is None:
+            self._temporary = _beside(path)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._temporary, flags, FILE_MODE)
+        self.descriptor = descriptor
         try:
-            self.device = os.fstat(self.descriptor).st_dev
+            self.device = os.fstat(descriptor).st_dev
             view = memoryview(data)
             while view:
                 view = view[os.write(self.descriptor, view) :]
@@ -63,7 +68,15 @@ class NewFile:
             OSError: it could not; what was there is as it was.
         """
         try:
-            os.rename(self._temporary, self.path)
+            if self._temporary is None:
+                try:
+                    _link(self.descriptor, self.path)
+                except FileExistsError:  # only a rename replaces what is there
+                    temporary = _beside(self.path)
+                    _link(self.descriptor, temporary)
+                    self._temporary = temporary
+            if self._temporary is not None:
+                os.rename(self._temporary, self.path)
         except BaseException:
             self.drop()
             raise
@@ -71,7 +84,53 @@ class NewFile:
 
     def drop(self) -> None:
         os.close(self.descriptor)
-        os.unlink(self._temporary)
+        if self._temporary is not None:
+            os.unlink(self._temporary)
+
+
+_can_be_named: dict[int, bool] = {}
+"""By device: whether a file that was made without a name can be given one."""
+
+
+def _open_nameless(path: str) -> int | None:
+    """A file without a name, to be given one in the folder of ``path``; None where there are none, or where they stay
+    without: on file systems without links, or without /proc."""
+    folder, flags = os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(folder, flags, FILE_MODE)
+        known = _can_be_named.get(device := os.fstat(descriptor).st_dev)
+        if known:
+            return descriptor
+        if known is None:
+            known = _can_be_named[device] = _is_named(descriptor, _beside(path))
+        os.close(descriptor)  # what has had a name and lost it can't be given another
+        return os.open(folder, flags, FILE_MODE) if known else None
+    except OSError:  # what is wrong with the folder itself is told by who opens a file with a name there
+        return None
+
+
+def _is_named(descriptor: int, path: str) -> bool:
+    try:
+        _link(descriptor, path)
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def _link(descriptor: int, path: str) -> None:
+    """Give a file without a name this one, in the way of open(2).
+
+    Raises:
+        OSError: it could not be done.
+    """
+    # Python follows the link of /proc only if it is given a descriptor too.
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+
+
+def _beside(path: str) -> str:
+    """A temporary name in the same folder, which tells whose it is."""
+    return os.path.join(os.path.dirname(path), f".{os.getpid():x}-{os.urandom(6).hex()}.part")
 
 
 class Disk:
@@ -154,7 +213,7 @@ def _unsynced() -> int:
 
 def _syncfs() -> Callable[[int], int] | None:
     """The C library's function; None where it is not there, or does not tell of errors."""
-    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release is None or (int(release[1]), int(release[2])) < REPORTS_ERRORS:
         return None
     function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "syncfs", None)

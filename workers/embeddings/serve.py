@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import platform
 import queue
 import resource
 import sys
@@ -20,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -166,7 +164,7 @@ def serve(incoming: int, outgoing: int) -> int:
             "type": "ready",
             "protocol": PROTOCOL_VERSION,
             "pid": os.getpid(),
-            "python": platform.python_version(),
+            "python": ".".join(map(str, sys.version_info[:3])),
             "numpy": np.__version__,
         }
     )
@@ -202,18 +200,20 @@ def _read(incoming: int, messages: queue.SimpleQueue[dict[str, Any]], reports: R
     os._exit(EXIT_STOPPED)
 
 
-@dataclass
 class Work:
     """A speaker that is asked for, and what of it is open."""
 
-    ticket: int
-    dataset: str
-    speaker: str
-    output: str
-    existing: list[str]
-    folder: int | None = None
-    files: Files | None = None
-    error: Exception | None = None
+    __slots__ = ("dataset", "error", "existing", "files", "folder", "output", "speaker", "ticket")
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self.ticket: int = asked["ticket"]
+        self.dataset: str = asked["dataset"]
+        self.speaker: str = asked["speaker"]
+        self.output: str = asked["output"]
+        self.existing: list[str] = asked["existing"]
+        self.folder: int | None = None
+        self.files: Files | None = None
+        self.error: Exception | None = None
 
     @property
     def asked(self) -> int:
@@ -252,7 +252,7 @@ class Desk:
 
     def prepare(self, asked: dict[str, Any]) -> Work:
         """Open a speaker's first files, unless its result may be there already; what is wrong is for ``take``."""
-        work = Work(asked["ticket"], asked["dataset"], asked["speaker"], asked["output"], asked["existing"])
+        work = Work(asked)
         if not any(map(os.path.lexists, work.existing)):
             try:
                 self._open(work)

@@ -8,8 +8,7 @@ same to the bit for any number of processes, and memory does not grow with the n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +30,13 @@ class SpeakerFailed(Exception):
         self.failed = failed
 
 
-@dataclass
-class Mean:
+class Mean(NamedTuple):
     """``embedding`` is the plain mean, float64, one dimension; the ids and paths are those of the utterances in it, in
     their order."""
 
     embedding: NDArray[np.float64]
-    utterance_ids: list[str] = field(default_factory=list)
-    original_paths: list[str] = field(default_factory=list)
+    utterance_ids: list[str]
+    original_paths: list[str]
     failed: int = 0
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +38,20 @@ class CountedSync:
         return together()
 
 
+@pytest.fixture(params=["no names", "no links", "temporary names"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files before they appear: without a name where that goes, and beside their place where it does not."""
+    monkeypatch.setattr(new_files, "_can_be_named", {})
+    if request.param == "temporary names":
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # as a file system that knows no such flag
+    if request.param == "no links":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+
 def make(folder: Path, count: int) -> list[NewFile]:
     return [NewFile(str(folder / f"{number}.pkl"), b"%d" % number * 10_000) for number in range(count)]
 
@@ -49,6 +63,7 @@ def check(folder: Path, numbers: list[int]) -> None:
         assert (folder / f"{number}.pkl").read_bytes() == b"%d" % number * 10_000
 
 
+@pytest.mark.usefixtures("_way")
 def test_nothing_is_there_before_it_is_kept(tmp_path: Path) -> None:
     files = make(tmp_path, 5)
     assert not list(tmp_path.glob("*.pkl"))
@@ -56,6 +71,38 @@ def test_nothing_is_there_before_it_is_kept(tmp_path: Path) -> None:
     assert Disk().keep(files) == [None] * 5
     check(tmp_path, list(range(5)))
     assert len(os.listdir("/proc/self/fd")) == before - 5
+
+
+@pytest.mark.usefixtures("_way")
+def test_what_is_there_is_replaced(tmp_path: Path) -> None:
+    """At once, and by nothing of its own beside it."""
+    for number in range(3):
+        (tmp_path / f"{number}.pkl").write_bytes(b"before")
+    assert Disk().keep(make(tmp_path, 3)) == [None] * 3
+    check(tmp_path, list(range(3)))
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_file_is_dropped_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "0.pkl").mkdir()
+    assert [type(error) for error in Disk().keep(make(tmp_path, 2))] == [IsADirectoryError, type(None)]
+    assert sorted(os.listdir(tmp_path)) == ["0.pkl", "1.pkl"]
+    before = len(os.listdir("/proc/self/fd"))
+    for file in make(tmp_path, 2):
+        file.drop()
+    assert sorted(os.listdir(tmp_path)) == ["0.pkl", "1.pkl"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_but_whole_files_is_ever_seen(tmp_path: Path) -> None:
+    """On a file system that has files without names, as this one should."""
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        pytest.skip("this file system has none")
+    files = make(tmp_path, 2)
+    assert not os.listdir(tmp_path)
+    assert Disk().keep(files) == [None] * 2
 
 
 def test_many_for_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +195,7 @@ def test_other_file_systems_are_synced_file_by_file(
 
 @pytest.mark.parametrize(("release", "known"), [("5.7.19-generic", False), ("5.10.0-28-amd64", True), ("odd", False)])
 def test_a_kernel_that_does_not_tell_of_errors(monkeypatch: pytest.MonkeyPatch, release: str, known: bool) -> None:
-    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     assert (new_files._syncfs() is not None) == known
 
 
