@@ -112,11 +112,11 @@ ATTACKS: dict[str, Attack] = {
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "strace", "upkeep"), ("hostile", "inbox"), ("cluster", "wire", "scale")),
+    (("chaos", "hostile", "upkeep"), ("inbox", "wire"), ("cluster", "strace", "scale")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
-other. What an attack leaves in memory counts as that of the daemons which are forked after it: ``scale`` comes last in
-its line, and ``hostile``, whose daemon needs most, first."""
+other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are
+forked after it."""
 
 
 def setting(text: str) -> tuple[str, Any]:
