@@ -21,7 +21,9 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 # No warnings: packages of requirements/full.txt are there on purpose without what they ask for and dubd never uses.
 PIP_OPTIONS := --quiet --quiet --disable-pip-version-check --no-input --no-warn-conflicts
-# Python compiles what is used when it is first used; to compile all of it here takes more than a minute.
+# Python compiles what is used when it is first used; to compile all of it here takes more than a minute. And it keeps that,
+# whatever the environment says: the tests start some hundred daemons, and compiling them each time was a third of it all.
+export PYTHONDONTWRITEBYTECODE :=
 PIP = $(IN_VENV) -m pip install $(PIP_OPTIONS) --no-compile
 
 # An environment is up to date when it holds the stamp of its Python and of the locks as they are now.
@@ -65,9 +67,6 @@ bench: $(if $(filter-out daemon,$(firstword $(ARGS))),full,light) ## measure the
 # order, in which the long ones come early, so that neither process is left alone with them at the end.
 TEST_PROCESSES ?= 2
 
-# With bytecode, whatever the environment says: the tests start some hundred daemons, and compiling them each time was a third
-# of it all.
-export PYTHONDONTWRITEBYTECODE :=
 test: full ray ## every test, the fish engine's and the cluster's too (ARGS="-k inbox" for some)
 	@$(IN_VENV) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 

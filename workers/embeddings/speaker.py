@@ -1,8 +1,9 @@
 """The mean of a speaker's utterances.
 
 The additions are the same ones in the same order wherever a speaker is computed: its files in the order of their names,
-in blocks of ROWS, each block summed row by row and the blocks one after the other, all in float64. So the result is the
-same to the bit for any number of processes, and memory does not grow with the number of utterances.
+in blocks of ROWS (fewer of very large vectors), each block summed row by row and the blocks one after the other, all in
+float64. So the result is the same to the bit for any number of processes, and memory does not grow with the number of
+utterances.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from workers.embeddings.utterance import BadUtterance, Files, Utterance, parse_u
 ROWS = 64
 """Vectors that are checked and summed at a time: enough that numpy's cost for a call is shared, few enough to stay in
 the processor's cache."""
+
+MOST_NUMBERS_IN_BLOCK = 1 << 22
+"""Numbers that are held so at most, but for a single vector: as float64, and as they came beside it."""
 
 
 class SpeakerFailed(Exception):
@@ -89,7 +93,7 @@ class _Sum:
         if vector.size != self._block.shape[1] and not self._fits(name, vector):
             self.fail(name, _not_finite())
             return
-        if len(self._waiting) == ROWS:
+        if len(self._waiting) == len(self._block):
             self._take_block()
         self._waiting.append((name, utterance))
 
@@ -102,7 +106,7 @@ class _Sum:
         """
         self._take_block()
         if self._sum is None:
-            self._block = np.empty((ROWS, vector.size))
+            self._block = np.empty((max(1, min(ROWS, MOST_NUMBERS_IN_BLOCK // vector.size)), vector.size))
             return True
         if not np.isfinite(vector).all():
             return False
@@ -116,7 +120,7 @@ class _Sum:
         if not count:
             return
         rows = self._block[:count]
-        # One call for all: a row at a time takes five times as long.
+        # One call for all: a call costs more than the numbers of a row.
         np.concatenate([utterance.embedding for _, utterance in self._waiting], out=rows.reshape(-1))
         block: NDArray[np.float64] = np.add.reduce(rows, axis=0)
         # A sum is finite only if all that is in it is; the rows are looked at when it is not.

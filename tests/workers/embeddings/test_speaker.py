@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workers.embeddings import speaker
 from workers.embeddings.result import STATS, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import ROWS, Mean, SpeakerFailed, mean_of
 from workers.embeddings.utterance import BadUtterance, Files
@@ -53,6 +54,17 @@ def test_it_is_the_plain_mean(tmp_path: Path, count: int) -> None:
     assert mean.embedding.dtype == np.float64
     np.testing.assert_allclose(mean.embedding, rows.astype(np.float64).mean(axis=0), rtol=1e-12, atol=1e-12)
     assert mean.utterance_ids == [f"u{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("most", [1, 3 * 17, 5 * 17 + 3])
+def test_large_vectors_are_summed_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """What is held of them is bounded; the mean is the same, and so is what is left out of it."""
+    monkeypatch.setattr(speaker, "MOST_NUMBERS_IN_BLOCK", most)
+    rows = np.random.default_rng(most).standard_normal((40, 17))
+    rows[7, 3] = NAN
+    mean, problems = compute(tmp_path, list(rows))
+    assert problems == {"0007": "non_finite"}
+    np.testing.assert_allclose(mean.embedding, np.delete(rows, 7, axis=0).mean(axis=0), rtol=1e-12, atol=1e-12)
 
 
 def test_what_can_not_be_used_is_left_out(tmp_path: Path) -> None:
