@@ -17,11 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import structlog
+
 from daemon import files
 from daemon.core.events import SegmentSpec
 from daemon.core.job import Job, Limits, Segment
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record, read_journal
+
+log = structlog.get_logger("dubd.job")
 
 OUT_FILE = "out"
 
@@ -322,11 +326,19 @@ class LiveJob:
             self.out = None
 
     def suspect_what_was_out(self) -> None:
-        """At the start of a life: what was out when the last one ended, unless that was in order, is suspected."""
+        """At the start of a life: what was out when the last one ended, unless that was in order, is suspected.
+
+        Raises:
+            OSError: the machine lacks what it takes to read that; whoever can wait for it calls again.
+        """
         path = self.folder / OUT_FILE
         try:
             lines = path.read_bytes().split(b"\n")[:-1]
-        except OSError:
+        except OSError as error:
+            if error.errno in files.SHORTAGES:
+                raise
+            if not isinstance(error, FileNotFoundError):
+                log.warning("what was out can't be read; nothing is suspected", file=str(path), error=str(error))
             return
         out: set[int] = set()
         for line in lines:

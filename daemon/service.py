@@ -120,34 +120,58 @@ class Daemon:
             await self._make_plan()
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."
             log.info(line)
-            await self._recover()
-            await self.jobs.room.look()
-            self.state = "running"
-            for part in (self.reception.watch, self.reception.run, self._status.run):
-                tasks.start_soon(part)
-            for upkeep in (
-                self._replan,
-                self._keep_watchdog,
-                self._clear_copies,
-                self.jobs.room.run,
-                self.retention.run_state,
-                self.retention.run_outbox,
-            ):
-                tasks.start_soon(upkeep)
-            self._notifier.ready(self._status_line())
-            log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await self._reconfigure()
-                    continue
-                log.info("stopping", signal=signal.Signals(number).name)
-                break
+            told = await self._recover_until_told(signals) or await self._work_until_told(signals)
+            log.info("stopping", signal=told.name)
             await self._stop(signals)
         # The receiver has put the defaults back. Whoever sends it once more must not turn an orderly end into a death.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         self.reuse.close()
         self.ended.close()
+
+    async def _recover_until_told(self, signals: AsyncIterator[signal.Signals]) -> signal.Signals | None:
+        """What an earlier life has left is taken up, which may take long or wait for what the machine lacks; the signal
+        that broke it off. Told to read the configuration anew, it does so once all is taken up."""
+        told: signal.Signals | None = None
+        reload = False
+        async with anyio.create_task_group() as recovering:
+
+            async def listen() -> None:
+                nonlocal told, reload
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        told = signal.Signals(number)
+                        recovering.cancel_scope.cancel()
+                        return
+                    reload = True
+
+            recovering.start_soon(listen)
+            await self._recover()
+            await self.jobs.room.look()
+            recovering.cancel_scope.cancel()
+        if reload and told is None:
+            await self._reconfigure()
+        return told
+
+    async def _work_until_told(self, signals: AsyncIterator[signal.Signals]) -> signal.Signals:
+        """The signal that ends it."""
+        self.state = "running"
+        for part in (self.reception.watch, self.reception.run, self._status.run):
+            self._tasks.start_soon(part)
+        for upkeep in (
+            self._replan,
+            self._keep_watchdog,
+            self._clear_copies,
+            self.jobs.room.run,
+            self.retention.run_state,
+            self.retention.run_outbox,
+        ):
+            self._tasks.start_soon(upkeep)
+        self._notifier.ready(self._status_line())
+        log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
+        while (number := await anext(signals)) == signal.SIGHUP:
+            await self._reconfigure()
+        return signal.Signals(number)
 
     async def _stop(self, signals: AsyncIterator[signal.Signals]) -> None:
         """Let what has begun end, give back the rest, and write down that this was no crash."""
@@ -203,7 +227,6 @@ class Daemon:
             job = await read_back(folder, self.settings.paths.state / "damaged" / folder.name)
             if job is None:
                 continue
-            await anyio.to_thread.run_sync(job.suspect_what_was_out)
             log.info("taking up job", job=job.job_id, waiting=len(job.waiting()), total=len(job.segments))
             self.jobs.enqueue(job)
 
@@ -302,6 +325,17 @@ class Daemon:
             await anyio.sleep(min(interval or STATUS_TO_MANAGER_S, STATUS_TO_MANAGER_S))
 
 
+def _reopen(folder: Path) -> LiveJob:
+    """A job that an earlier life of the daemon has accepted, with what it suspects."""
+    job = open_job(folder, WHATEVER_SIZE)
+    try:
+        job.suspect_what_was_out()
+    except BaseException:
+        job.close()
+        raise
+    return job
+
+
 async def read_back(folder: Path, damaged: Path) -> LiveJob | None:
     """An accepted job from its folder. One that is not whole is put aside as ``damaged``, which gives None: it must not
     keep the others waiting, and is taken anew from its claimed file. What the machine lacks at the moment is no damage:
@@ -314,7 +348,7 @@ async def read_back(folder: Path, damaged: Path) -> LiveJob | None:
     while True:
         try:
             with files.shortage_as_os_error():
-                return await anyio.to_thread.run_sync(open_job, folder, WHATEVER_SIZE)
+                return await anyio.to_thread.run_sync(_reopen, folder)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in files.SHORTAGES:
                 log.warning("an accepted job can't be read back yet", folder=str(folder), error=str(error))

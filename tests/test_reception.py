@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,9 +42,12 @@ def empty_claims(daemon: DaemonUnderTest) -> list[Path]:
 
 def test_a_file_that_can_not_be_taken(daemon: DaemonUnderTest) -> None:
     """It stays where it is, is told of, and the others go their way; nothing piles up beside it."""
-    daemon.drop("stuck", make_job(["stuck"]))
     stuck = daemon.inbox / "stuck.json"
-    if not immovable(stuck):
+    daemon.signal(signal.SIGSTOP)  # else it may take the file first
+    daemon.drop("stuck", make_job(["stuck"]))
+    stays = immovable(stuck)
+    daemon.signal(signal.SIGCONT)
+    if not stays:
         pytest.skip("no file can be made immovable here")
     try:
         manifest = daemon.run("film", make_job(["hello"]))
