@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,21 +197,42 @@ class Followed:
 # --- all of them -------------------------------------------------------------------------------------------
 
 
-def follow(settings: Settings, dropped: Sequence[Awaited]) -> int:
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Ctrl-C is heard when this is left: a job that is dropped in here is also noted as dropped."""
+    # Blocking the signal would not do: the kernel would give it to another thread, and Python acts on it in this one.
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def told_when_interrupted(dropped: Sequence[Followed], total: int) -> Iterator[None]:
+    """Ctrl-C in here stops none of the jobs that were ``dropped`` so far, out of ``total``: that is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        names = ", ".join(plain(job.awaited.job_id) for job in dropped if not job.over)
+        goes_on = f"the daemon goes on with {names}; 'dubd cancel JOB_ID' stops a job" if names else ""
+        missing = total - len(dropped)
+        rest = f"{plural(missing, 'job')} not submitted" if missing else ""
+        complain(f"interrupted: {', and '.join(filter(None, (goes_on, rest))) or 'all is over'}.")
+        raise
+
+
+def follow(settings: Settings, jobs: Sequence[Followed]) -> int:
     """Show the jobs until all are over, then say what came of them; the exit code.
 
     Raises:
         CommandFailed: the daemon has gone and does not come back.
-        KeyboardInterrupt: the jobs go on; that is said.
     """
-    jobs = [Followed(one) for one in dropped]
     terminal = console()
-    try:
-        watch(settings, jobs, terminal)
-    except KeyboardInterrupt:
-        names = ", ".join(plain(job.awaited.job_id) for job in jobs if not job.over)
-        complain(f"no longer waiting for {names}, which the daemon goes on with. 'dubd cancel JOB_ID' stops a job.")
-        raise
+    watch(settings, jobs, terminal)
     for job in jobs:
         for line in summary(job):
             terminal.print(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.commands import liveness
-from daemon.commands.following import Awaited, awaited, follow
+from daemon.commands.following import Awaited, Followed, awaited, follow, held_interrupts, told_when_interrupted
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
 from daemon.commands.reading import count, read_document, rows, word
 from daemon.commands.reference_copies import readable_as, set_mode
@@ -26,12 +26,17 @@ def execute(invocation: Invocation, job_id: str, *, segments: str, seed: str | N
     settings = invocation.settings()
     request, job, document = prepare(settings, job_id, segments, seed)
     liveness.require(settings, purpose="Nothing is redone.")
-    dropped = drop(settings, request, job, document)
-    if wait:
-        return follow(settings, [dropped])
-    amount = plural(len(request.redo.segments), "segment")
-    print(f"{plain(job_id)}: {amount} to be spoken again. The results: {plain(dropped.folder)}", flush=True)
-    return ExitCode.OK
+    dropped: list[Followed] = []
+    with told_when_interrupted(dropped, 1):
+        with held_interrupts():
+            dropped.append(Followed(drop(settings, request, job, document)))
+        if wait:
+            return follow(settings, dropped)
+        amount = plural(len(request.redo.segments), "segment")
+        print(
+            f"{plain(job_id)}: {amount} to be spoken again. The results: {plain(dropped[0].awaited.folder)}", flush=True
+        )
+        return ExitCode.OK
 
 
 def prepare(settings: Settings, job_id: str, segments: str, seed: str | None) -> tuple[RedoRequest, Job, bytes]:

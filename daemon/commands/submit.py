@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.commands import liveness
-from daemon.commands.following import Awaited, awaited, follow
+from daemon.commands.following import Awaited, Followed, awaited, follow, held_interrupts, told_when_interrupted
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation, complain, describe_os_error
 from daemon.commands.reference_copies import (
     Mistake,
@@ -58,16 +58,20 @@ def execute(invocation: Invocation, job_files: Sequence[Path], *, wait: bool) ->
         raise CommandFailed(f"{plural(rejected, 'job')} rejected.{others}", ExitCode.REJECTED)
 
     liveness.require(settings, purpose="Nothing was submitted.")
-    dropped = []
-    for submission in submissions:
-        try:
-            dropped.append(drop(submission, settings))
-        except OSError as error:
-            mend = f"{plain(submission.file)} was not submitted: {describe_os_error(error)}"
-            raise CommandFailed(mend, ExitCode.REJECTED) from error
-        if not wait:
-            print(f"{plain(dropped[-1].job_id)}: submitted. Its results: {plain(dropped[-1].folder)}", flush=True)
-    return follow(settings, dropped) if wait else ExitCode.OK
+    dropped: list[Followed] = []
+    with told_when_interrupted(dropped, len(submissions)):
+        for submission in submissions:
+            try:
+                copy_references(submission, settings)
+                with held_interrupts():
+                    dropped.append(Followed(_drop_job(submission, settings)))
+            except OSError as error:
+                mend = f"{plain(submission.file)} was not submitted: {describe_os_error(error)}"
+                raise CommandFailed(mend, ExitCode.REJECTED) from error
+            if not wait:
+                job = dropped[-1].awaited
+                print(f"{plain(job.job_id)}: submitted. Its results: {plain(job.folder)}", flush=True)
+        return follow(settings, dropped) if wait else ExitCode.OK
 
 
 def tell_mistakes(file: Path, mistakes: Sequence[Mistake]) -> None:
@@ -131,23 +135,34 @@ def drop(submission: Submission, settings: Settings) -> Awaited:
         CommandFailed: a reference changed meanwhile.
         OSError: the inbox can't be written.
     """
+    copy_references(submission, settings)
+    return _drop_job(submission, settings)
+
+
+def copy_references(submission: Submission, settings: Settings) -> None:
+    """Into the inbox, where the job as it will be dropped has them. Raises as ``drop``."""
     from daemon import files
 
+    if not submission.copies:
+        return
+    references = settings.paths.inbox / FOLDER
+    mode = readable_as(settings.paths.inbox)
+    files.make_folder(references)
+    set_mode(references, settings.paths.inbox.stat().st_mode & 0o7777)
+    for source, name in submission.copies.items():
+        make_copy(source, references / name, mode)
+    files.fsync_folder(references)
+
+
+def _drop_job(submission: Submission, settings: Settings) -> Awaited:
     inbox = settings.paths.inbox
-    references = inbox / FOLDER
     mode = readable_as(inbox)
-    if submission.copies:
-        files.make_folder(references)
-        set_mode(references, inbox.stat().st_mode & 0o7777)
-        for source, name in submission.copies.items():
-            make_copy(source, references / name, mode)
-        files.fsync_folder(references)
     before = awaited(settings, submission.job)
     file, dropped_at = _drop_file(submission, inbox, mode)
     for source, name in submission.copies.items():
         # Another submission may have cleared an old copy away between our look at it and the job's arrival.
-        if not (references / name).exists():
-            make_copy(source, references / name, mode)
+        if not (inbox / FOLDER / name).exists():
+            make_copy(source, inbox / FOLDER / name, mode)
     return before.dropped_as(file, dropped_at, json.loads(_document_bytes(submission, file.name)))
 
 

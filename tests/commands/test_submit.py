@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.commands import following
+from daemon import files
+from daemon.commands import following, submit
+from daemon.commands.following import Followed
+from daemon.commands.invocation import Invocation
 from daemon.commands.reading import read_document
 from daemon.commands.submit import drop, prepare
 from tests.commands.conftest import Place, sample_recording, wait_until
@@ -152,6 +155,27 @@ def test_ctrl_c_stops_the_waiting_and_not_the_job(live: Place, tmp_path: Path, c
     wait_until((live.var / "outbox" / "impatient" / "manifest.json").exists, "the end all the same")
 
 
+def test_ctrl_c_while_a_job_is_dropped(
+    live: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever stops the command is told which jobs the daemon has by then, and that another never came there."""
+    jobs = [live.write_job(tmp_path / name, name, ["Hello."]) for name in ("gone_in", "left_out")]
+    rename_new = files.rename_new
+
+    def rename_and_interrupt(source: Path, target: Path) -> None:
+        rename_new(source, target)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(files, "rename_new", rename_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit.execute(Invocation(overrides=tuple(live.options[1::2])), jobs, wait=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "the daemon goes on with gone_in; 'dubd cancel JOB_ID' stops a job, and 1 job not submitted" in err
+    wait_until((live.var / "outbox" / "gone_in" / "manifest.json").exists, "its end")
+    assert not (live.var / "outbox" / "left_out").exists()
+
+
 def test_a_rejection_by_the_daemon_exits_2_with_its_reasons(live: Place, tmp_path: Path) -> None:
     """What only the daemon sees (here a reference that was damaged after the check) comes back from rejected/."""
     settings = live.settings
@@ -161,7 +185,7 @@ def test_a_rejection_by_the_daemon_exits_2_with_its_reasons(live: Place, tmp_pat
     dropped = drop(submission, settings)
     for copy in submission.copies.values():
         (live.var / "inbox" / ".references" / copy).write_bytes(b"not a recording any more")
-    assert following.follow(settings, [dropped]) == 2
+    assert following.follow(settings, [Followed(dropped)]) == 2
 
 
 def test_a_name_that_is_taken_in_the_inbox_is_not_overwritten(place: Place, tmp_path: Path) -> None:
