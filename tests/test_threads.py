@@ -30,7 +30,7 @@ def slow():
 def mistaken():
     raise LookupError("nothing of that name")
 
-threads.watch_threads()
+threads.watch_threads(lambda why: print(f"{why}: it ends", flush=True))
 """
 
 
@@ -54,7 +54,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 def test_a_thread_that_has_no_memory_ends_the_daemon(script: str, why: str) -> None:
     done = run(script)
     assert done.returncode == 1
-    assert f"a thread {why} for want of memory" in done.stdout + done.stderr
+    assert f"a thread {why} for want of memory: it ends" in done.stdout + done.stderr
 
 
 def test_no_other_thread_ends_it() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NAMED = 50
 """Failed speakers that are named at the end; the log names all."""
 
+GOES_ON = "What is finished stays; the same command goes on from there."
+
 TENTHS = 10
 
 
@@ -45,16 +47,19 @@ class Asked:
 def execute(invocation: Invocation, asked: Asked) -> int:
     import anyio
 
+    from daemon.threads import watch_threads
+
     settings = invocation.settings(extra=_overrides(asked))
     utterances_dir = _folder(asked.utterances_dir, settings.embeddings.utterances_dir, "utterances_dir")
     speakers_dir = _folder(asked.speakers_dir, settings.embeddings.speakers_dir, "speakers_dir")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _interrupt)
+    watch_threads(lambda why: complain(f"{why}. {GOES_ON}"))
     try:
         return anyio.run(_compute, settings, utterances_dir, speakers_dir)
     except KeyboardInterrupt:
-        complain("stopped. What is finished stays; the same command goes on from there.")
+        complain(f"stopped. {GOES_ON}")
         raise
 
 

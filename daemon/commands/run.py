@@ -40,8 +40,14 @@ def execute(invocation: Invocation) -> int:
     configure_logging(settings.log.level, settings.log.format)
     for warning in settings.warnings:
         structlog.get_logger("dubd").warning(warning)
-    watch_threads()
+    watch_threads(_tell_the_end)
     try:
         return anyio.run(start)
     except AlreadyRunning as error:
         raise CommandFailed(str(error), ExitCode.REJECTED) from error
+
+
+def _tell_the_end(why: str) -> None:
+    import structlog
+
+    structlog.get_logger("dubd").error(f"{why}: the daemon ends; started again, it goes on with its jobs")

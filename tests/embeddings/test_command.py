@@ -16,6 +16,7 @@ import pytest
 
 from daemon.commands.embeddings import RunLog
 from tests.embeddings.corpora import REFERENCE, make_corpus
+from tests.reliability import traced
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -259,3 +260,25 @@ def test_a_log_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> None:
     missing, third = log_of(tmp_path).splitlines()
     assert "2 lines could not be written" in missing
     assert third.endswith("third")
+
+
+def test_a_disk_that_takes_longer_than_the_timeout(tmp_path: Path) -> None:
+    """A process that waits for it does not hang: another one in its place would wait too, and its results be lost."""
+    if not traced.available():
+        pytest.skip("strace is not here or may not trace")
+    make_corpus(tmp_path / "in", REFERENCE)
+    slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull]
+    slow += ["-e", "trace=syncfs", "-e", "inject=syncfs:delay_enter=4000000"]
+    asked = ["--utterances_dir", "in", "--speakers_dir", "out", "--num_processes", "1"]
+    done = subprocess.run(
+        [*slow, sys.executable, "-m", "daemon", "--set", "embeddings.timeout_s=2", "embeddings", *asked],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(results(tmp_path / "out")) == len(REFERENCE)
+    assert "is gone" not in log_of(tmp_path / "out")

@@ -10,7 +10,8 @@ knows nothing of engines, jobs or other processes; it is told of some speakers a
     > speakers {speakers: [{ticket, dataset, speaker, output, existing}]}
     < problem  {ticket, file, code, message}              an utterance that could not be used, and why
     < results  {results: [{ticket, status, ...}]}         each ticket once, in any order
-    < beat     {progress, memory_bytes}                   every beat_seconds; progress stands still when it hangs
+    < beat     {progress, memory_bytes}                   every beat_seconds; progress stands still when it hangs,
+                                                          and goes on while it waits for the disk that it writes to
 
 The frames are those of ``workers.protocol``. The end of standard input ends the process at once.
 

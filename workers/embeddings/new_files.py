@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import time
@@ -101,20 +102,21 @@ def _open_nameless(path: str) -> int | None:
         known = _can_be_named.get(device := os.fstat(descriptor).st_dev)
         if known:
             return descriptor
-        if known is None:
-            known = _can_be_named[device] = _is_named(descriptor, _beside(path))
+        if known is None and (known := _is_named(descriptor, _beside(path))) is not None:
+            _can_be_named[device] = known
         os.close(descriptor)  # what has had a name and lost it can't be given another
         return os.open(folder, flags, FILE_MODE) if known else None
     except OSError:  # what is wrong with the folder itself is told by who opens a file with a name there
         return None
 
 
-def _is_named(descriptor: int, path: str) -> bool:
+def _is_named(descriptor: int, path: str) -> bool | None:
+    """Whether it can be given a name; None where that can't be told now, as on a disk that is full."""
     try:
         _link(descriptor, path)
         os.unlink(path)
-    except OSError:
-        return False
+    except OSError as error:
+        return None if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else False
     return True
 
 

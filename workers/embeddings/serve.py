@@ -49,6 +49,9 @@ SYNCED_AT_ONCE = 32
 SYNCED_EVERY_S = 0.1
 """Results are synced when so many are there, when the first of them has waited so long, or when there are no others."""
 
+SLOW_SYNC_S = 30.0
+"""A sync that takes longer is told of."""
+
 ASKED_AHEAD = 96
 """Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
 to do; they are open meanwhile."""
@@ -241,14 +244,24 @@ class Desk:
         self._progress = 0
 
     def beat(self, seconds: float) -> None:
-        """The beat thread."""
+        """The beat thread. To wait for the disk is no hanging, however long it takes: another process would not get its
+        results there sooner. It is told once for each such wait."""
         page = os.sysconf("SC_PAGE_SIZE")
+        beats_of_waiting = 0
+        told: float | None = None
         while True:
             time.sleep(seconds)
             with open("/proc/self/statm", "rb") as file:
                 resident = int(file.read().split()[1]) * page
+            since = self._unfinished.syncing_since
+            if since is not None:
+                beats_of_waiting += 1
+                if told != since and time.monotonic() - since > SLOW_SYNC_S:
+                    told = since
+                    print(f"the disk has not kept results for {SLOW_SYNC_S:g} s; waiting", file=sys.stderr, flush=True)
             self._reports.tell()
-            self._writer.send({"type": "beat", "progress": self._progress, "memory_bytes": resident})
+            progress = self._progress + beats_of_waiting
+            self._writer.send({"type": "beat", "progress": progress, "memory_bytes": resident})
 
     def prepare(self, asked: dict[str, Any]) -> Work:
         """Open a speaker's first files, unless its result may be there already; what is wrong is for ``take``."""
@@ -388,6 +401,8 @@ class Unfinished:
         self._count = 0
         self.synced: deque[list[tuple[NewFile, dict[str, Any], OSError | None]]] = deque()
         """What went wrong with each stands beside it."""
+        self.syncing_since: float | None = None
+        """On the clock of time.monotonic; None while the disk has nothing to do."""
 
     @property
     def full(self) -> bool:
@@ -428,7 +443,9 @@ class Unfinished:
                     self._changed.wait()
                 self._changed.wait_for(lambda: self._due, SYNCED_EVERY_S)
                 written, self._written = self._written, []
+            self.syncing_since = time.monotonic()
             errors = disk.sync([file for file, _ in written])
+            self.syncing_since = None
             with self._changed:
                 self.synced.append([(*one, error) for one, error in zip(written, errors, strict=True)])
                 self._changed.notify_all()
