@@ -238,7 +238,7 @@ class Embeddings(Table):
         json_schema_extra={"form": 'a list of patterns, such as ["*_aug*"]'},
     )
     timeout_s: float = Field(
-        300.0, gt=0, le=86400, description="A process that has not finished one more file for so long is replaced."
+        300.0, gt=0, le=86400, description="A process that has not read one more file for so long is replaced."
     )
 
 

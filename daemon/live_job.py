@@ -326,33 +326,35 @@ class LiveJob:
             self.out = None
 
     def suspect_what_was_out(self) -> None:
-        """At the start of a life: what was out when the last one ended, unless that was in order, is suspected.
+        """At the start of a life: what was out when the last one ended, unless that was in order, is suspected. That is
+        written down at once: an orderly end of this life, before it has given anything out, must not clear it.
 
         Raises:
             OSError: the machine lacks what it takes to read that; whoever can wait for it calls again.
         """
         path = self.folder / OUT_FILE
+        lines: list[bytes] | None = None
         try:
             lines = path.read_bytes().split(b"\n")[:-1]
         except OSError as error:
             if error.errno in files.SHORTAGES:
                 raise
             if not isinstance(error, FileNotFoundError):
-                log.warning("what was out can't be read; nothing is suspected", file=str(path), error=str(error))
-            return
+                log.warning("what was out can't be read", file=str(path), error=str(error))
         out: set[int] = set()
-        for line in lines:
+        for line in lines or ():
             with contextlib.suppress(ValueError):
                 position = int(line.removeprefix(b"-"))
                 (out.discard if line.startswith(b"-") else out.add)(position)
-        waiting = [p for p in sorted(out) if p < len(self.segments) and self.segments[p].status == "waiting"]
-        fresh = [] if self.stopped else [p for p in waiting if not self.segments[p].suspect]
+        fresh = [] if self.stopped else [p for p, segment in enumerate(self.segments) if _died_with(segment, p in out)]
         for position in fresh:
-            self.segments[position].suspect = True
+            segment = self.segments[position]
+            segment.begun, segment.suspect, segment.alone = False, True, False
         with contextlib.suppress(OSError):  # then it is read again at the next start
             if fresh:
                 self.journal.append([{"t": "suspect", "p": position} for position in fresh], durable=False)
-            files.remove(path)
+            if lines is not None:
+                files.remove(path)
 
     def _replay(self, record: Record) -> None:
         kind = record["t"]
@@ -395,6 +397,12 @@ class LiveJob:
             segment.status = kind  # type: ignore[assignment]  # one of the three just named
             for name in ("attempts", "worker", "code", "message"):
                 setattr(segment, name, record.get(name, getattr(segment, name)))
+
+
+def _died_with(segment: LiveSegment, out: bool) -> bool:
+    """Whether a life has ended with this segment ``out``, by its own note or by what the journal says, and nobody has
+    written down that it is suspected for that."""
+    return segment.status == "waiting" and (segment.begun or segment.alone or (out and not segment.suspect))
 
 
 SPOKEN_FIELDS = (

@@ -217,6 +217,19 @@ def test_what_was_given_out_is_suspected(job: LiveJob) -> None:
     assert not (job.folder / "out").exists()
 
 
+def test_an_orderly_end_does_not_clear_the_death_before_it(job: LiveJob) -> None:
+    """A start may be broken off before anything is given out: what the life before it died with stays suspected, and
+    what it was charged with stays charged."""
+    job.journal.append([{"t": "began", "p": 0}, {"t": "suspect", "p": 1}, {"t": "try", "p": 1, "tries": 1}])
+    job.give_out(2)
+    for _ in range(2):
+        again = LiveJob.open(job.folder, Limits())
+        again.suspect_what_was_out()
+        assert [(segment.suspect, segment.tries) for segment in again.segments] == [(True, 0), (True, 1), (True, 0)]
+        assert again.counts()["running"] == 0
+        again.journal.append([{"t": "stop"}])
+
+
 def test_an_orderly_end_leaves_no_suspects(job: LiveJob) -> None:
     """What was out had been given up in order; and a disk that is full when something is given out does not matter."""
     job.give_out(0)

@@ -166,7 +166,9 @@ def submit_sample(settings: Settings, folder: Path) -> Followed:
     if submission is None or mistakes:
         reasons = "; ".join(f"{mistake.where}: {mistake.message}" for mistake in mistakes)
         raise CommandFailed(f"the sample job does not fit these settings: {reasons}")
-    return Followed(drop(submission, settings))
+    dropped: list[Followed] = []
+    drop(submission, settings, dropped)
+    return dropped[0]
 
 
 def listing(job: Followed, settings: Settings) -> list[str]:

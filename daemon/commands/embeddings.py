@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NAMED = 50
 """Failed speakers that are named at the end; the log names all."""
 
+SHOW_CURSOR = "\x1b[?25h"
+
 GOES_ON = "What is finished stays; the same command goes on from there."
 
 TENTHS = 10
@@ -55,12 +57,19 @@ def execute(invocation: Invocation, asked: Asked) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _interrupt)
-    watch_threads(lambda why: complain(f"{why}. {GOES_ON}"))
+    watch_threads(_tell_the_end)
     try:
         return anyio.run(_compute, settings, utterances_dir, speakers_dir)
     except KeyboardInterrupt:
         complain(f"stopped. {GOES_ON}")
         raise
+
+
+def _tell_the_end(why: str) -> None:
+    if sys.stdout.isatty():
+        sys.stdout.write(SHOW_CURSOR)  # the bar has hidden it, and is not asked any more
+        sys.stdout.flush()
+    complain(f"{why}. {GOES_ON}")
 
 
 def _interrupt(number: int, frame: object) -> None:

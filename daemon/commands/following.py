@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,20 +194,6 @@ class Followed:
 
 
 # --- all of them -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def held_interrupts() -> Iterator[None]:
-    """Ctrl-C is heard when this is left: a job that is dropped in here is also noted as dropped."""
-    # Blocking the signal would not do: the kernel would give it to another thread, and Python acts on it in this one.
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if heard:
-            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

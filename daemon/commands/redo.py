@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.commands import liveness
-from daemon.commands.following import Awaited, Followed, awaited, follow, held_interrupts, told_when_interrupted
+from daemon.commands.dropping import drop_document
+from daemon.commands.following import Followed, awaited, follow, told_when_interrupted
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
 from daemon.commands.reading import count, read_document, rows, word
-from daemon.commands.reference_copies import readable_as, set_mode
 from daemon.commands.showing import nearest, plain, plural
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def execute(invocation: Invocation, job_id: str, *, segments: str, seed: str | N
     liveness.require(settings, purpose="Nothing is redone.")
     dropped: list[Followed] = []
     with told_when_interrupted(dropped, 1):
-        with held_interrupts():
-            dropped.append(Followed(drop(settings, request, job, document)))
+        drop(settings, request, job, document, dropped)
         if wait:
             return follow(settings, dropped)
         amount = plural(len(request.redo.segments), "segment")
@@ -99,33 +98,18 @@ def _check_references(settings: Settings, job: Job) -> None:
         raise CommandFailed("\n".join([message, *lines]), ExitCode.REJECTED)
 
 
-def drop(settings: Settings, request: RedoRequest, job: Job, document: bytes) -> Awaited:
-    """Put the request into the inbox, whole or not at all.
+def drop(settings: Settings, request: RedoRequest, job: Job, document: bytes, dropped: list[Followed]) -> None:
+    """Put the request into the inbox, whole or not at all; its job is among ``dropped`` as soon as it is there.
 
     Raises:
         OSError: the inbox can't be written.
     """
-    from daemon import files
-
-    inbox = settings.paths.inbox
     redo = {"segments": list(request.redo.segments), "seed": request.redo.seed}
     body = {"schema": 1, "kind": "redo", "job_id": request.job_id, **redo}
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
     before = awaited(settings, job)
-    temporary = files.temporary_name(inbox / "job.json")
-    mode = readable_as(inbox)
-    try:
-        files.write_atomically(temporary, data, mode=mode)
-        set_mode(temporary, mode)
-        dropped_at = temporary.stat().st_mtime
-        for number in range(1, 1000):
-            name = f"{request.job_id}.redo.json" if number == 1 else f"{request.job_id}.redo-{number}.json"
-            try:
-                files.rename_new(temporary, inbox / name)
-            except FileExistsError:
-                continue
-            files.fsync_folder(inbox)
-            return before.dropped_as(inbox / name, dropped_at, json.loads(document))
-    finally:
-        files.remove(temporary)
-    raise CommandFailed(f"{inbox} is full of requests to redo {plain(request.job_id)}", ExitCode.REJECTED)
+
+    def note(file: Path, at: float) -> None:
+        dropped.append(Followed(before.dropped_as(file, at, json.loads(document))))
+
+    drop_document(settings.paths.inbox, f"{request.job_id}.redo", lambda name: data, note)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.commands import liveness
-from daemon.commands.following import Awaited, Followed, awaited, follow, held_interrupts, told_when_interrupted
+from daemon.commands.dropping import drop_document
+from daemon.commands.following import Followed, awaited, follow, told_when_interrupted
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation, complain, describe_os_error
 from daemon.commands.reference_copies import (
     Mistake,
@@ -60,13 +61,12 @@ def execute(invocation: Invocation, job_files: Sequence[Path], *, wait: bool) ->
     liveness.require(settings, purpose="Nothing was submitted.")
     dropped: list[Followed] = []
     with told_when_interrupted(dropped, len(submissions)):
-        for submission in submissions:
+        for number, submission in enumerate(submissions):
             try:
-                copy_references(submission, settings)
-                with held_interrupts():
-                    dropped.append(Followed(_drop_job(submission, settings)))
+                drop(submission, settings, dropped)
             except OSError as error:
-                mend = f"{plain(submission.file)} was not submitted: {describe_os_error(error)}"
+                what = "was submitted, but not all of its recordings" if len(dropped) > number else "was not submitted"
+                mend = f"{plain(submission.file)} {what}: {describe_os_error(error)}"
                 raise CommandFailed(mend, ExitCode.REJECTED) from error
             if not wait:
                 job = dropped[-1].awaited
@@ -128,66 +128,38 @@ def _twins(submission: Submission, others: Sequence[Submission]) -> Iterator[Mis
 # --- dropping ----------------------------------------------------------------------------------------------
 
 
-def drop(submission: Submission, settings: Settings) -> Awaited:
-    """Copy the references, then put the job under a name of its own into the inbox, whole or not at all.
+def drop(submission: Submission, settings: Settings, dropped: list[Followed]) -> None:
+    """Copy the references, then put the job under a name of its own into the inbox, whole or not at all; it is among
+    ``dropped`` as soon as it is there.
 
     Raises:
         CommandFailed: a reference changed meanwhile.
         OSError: the inbox can't be written.
     """
-    copy_references(submission, settings)
-    return _drop_job(submission, settings)
-
-
-def copy_references(submission: Submission, settings: Settings) -> None:
-    """Into the inbox, where the job as it will be dropped has them. Raises as ``drop``."""
     from daemon import files
 
-    if not submission.copies:
-        return
-    references = settings.paths.inbox / FOLDER
-    mode = readable_as(settings.paths.inbox)
-    files.make_folder(references)
-    set_mode(references, settings.paths.inbox.stat().st_mode & 0o7777)
-    for source, name in submission.copies.items():
-        make_copy(source, references / name, mode)
-    files.fsync_folder(references)
-
-
-def _drop_job(submission: Submission, settings: Settings) -> Awaited:
     inbox = settings.paths.inbox
+    references = inbox / FOLDER
     mode = readable_as(inbox)
+    if submission.copies:
+        files.make_folder(references)
+        set_mode(references, inbox.stat().st_mode & 0o7777)
+        for source, name in submission.copies.items():
+            make_copy(source, references / name, mode)
+        files.fsync_folder(references)
     before = awaited(settings, submission.job)
-    file, dropped_at = _drop_file(submission, inbox, mode)
+
+    def content(name: str) -> bytes:
+        return _document_bytes(submission, name)
+
+    def note(file: Path, at: float) -> None:
+        dropped.append(Followed(before.dropped_as(file, at, json.loads(content(file.name)))))
+
+    drop_document(inbox, submission.job.job_id, content, note)
     for source, name in submission.copies.items():
         # Another submission may have cleared an old copy away between our look at it and the job's arrival.
-        if not (inbox / FOLDER / name).exists():
-            make_copy(source, inbox / FOLDER / name, mode)
-    return before.dropped_as(file, dropped_at, json.loads(_document_bytes(submission, file.name)))
-
-
-def _drop_file(submission: Submission, inbox: Path, mode: int) -> tuple[Path, float]:
-    """The job file in the inbox, named by its id, with a number where that name is somebody else's; and its time, as
-    the inbox's file system has it."""
-    from daemon import files
-
-    stem = submission.job.job_id
-    temporary = files.temporary_name(inbox / "job.json")
-    try:
-        for number in range(1, 1000):
-            name = f"{stem}.json" if number == 1 else f"{stem}-{number}.json"
-            files.write_atomically(temporary, _document_bytes(submission, name), mode=mode)
-            set_mode(temporary, mode)
-            dropped_at = temporary.stat().st_mtime
-            try:
-                files.rename_new(temporary, inbox / name)
-            except FileExistsError:
-                continue
-            files.fsync_folder(inbox)
-            return inbox / name, dropped_at
-    finally:
-        files.remove(temporary)
-    raise CommandFailed(f"{inbox} is full of jobs called {plain(stem)}; see 'dubd doctor'", ExitCode.REJECTED)
+        if not (references / name).exists():
+            make_copy(source, references / name, mode)
 
 
 def _document_bytes(submission: Submission, name: str) -> bytes:

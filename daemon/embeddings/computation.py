@@ -50,7 +50,8 @@ class ComputationFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a corpus is computed. ``exclude_prefixes`` and ``exclude_patterns`` (of the shell) leave out files by their
-    names; ``timeout_s``: a process that has not finished one more file for so long hangs."""
+    names; ``timeout_s``: a process that has not read one more file for so long hangs, unless it waits for the
+    disk that the results go to."""
 
     processes: int
     chunk_size: int = 10

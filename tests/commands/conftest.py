@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from daemon.commands.following import Awaited, Followed
 from daemon.commands.invocation import Invocation
 from daemon.commands.liveness import probe_lock
+from daemon.commands.submit import Submission, drop
 from daemon.config import Settings
 from daemon.sample import sample_folder
 
@@ -143,3 +145,10 @@ def closed_gate(live: Place) -> Iterator[Path]:
     live.gate.unlink(missing_ok=True)
     yield live.gate
     live.gate.touch()
+
+
+def dropped(submission: Submission, settings: Settings) -> Awaited:
+    """What is waited for after a drop."""
+    jobs: list[Followed] = []
+    drop(submission, settings, jobs)
+    return jobs[0].awaited

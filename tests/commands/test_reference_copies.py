@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from daemon.commands.reference_copies import place_references
-from daemon.commands.submit import drop, prepare
+from daemon.commands.submit import prepare
 from daemon.copied_references import FOLDER, clear_copies
 from daemon.core.job_parser import parse_job
-from tests.commands.conftest import Place, make_place, sample_recording
+from tests.commands.conftest import Place, dropped, make_place, sample_recording
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_a_job_is_dropped_with_its_references(place: Place, inbox: Path, tmp_pat
     submission, mistakes = prepare(file, place.settings)
     assert submission is not None
     assert mistakes == []
-    dropped = drop(submission, place.settings)
-    job = parse_job(dropped.file.read_bytes(), stem="film", limits=place.settings.limits)
+    found = dropped(submission, place.settings)
+    job = parse_job(found.file.read_bytes(), stem="film", limits=place.settings.limits)
     assert job.language == "de"
     assert (inbox / job.speakers[0].references[0].path).read_bytes() == sample_recording()
     assert job.speakers[0].references[0].path.startswith(f"{FOLDER}/")
@@ -41,7 +41,7 @@ def test_equal_recordings_are_copied_once(place: Place, inbox: Path, tmp_path: P
     for name in ("a", "b"):
         submission, _ = prepare(place.write_job(tmp_path / name, name, ["Hello."]), place.settings)
         assert submission is not None
-        drop(submission, place.settings)
+        dropped(submission, place.settings)
     assert len(os.listdir(inbox / FOLDER)) == 1
 
 
@@ -52,7 +52,7 @@ def test_a_damaged_copy_is_made_anew(place: Place, inbox: Path, tmp_path: Path) 
     (name,) = submission.copies.values()
     (inbox / FOLDER).mkdir()
     (inbox / FOLDER / name).write_bytes(b"damaged")
-    drop(submission, place.settings)
+    dropped(submission, place.settings)
     assert (inbox / FOLDER / name).read_bytes() == sample_recording()
 
 
@@ -95,10 +95,10 @@ def test_files_are_as_readable_as_the_inbox(place: Place, inbox: Path, tmp_path:
     assert submission is not None
     mask = os.umask(0o077)
     try:
-        dropped = drop(submission, place.settings)
+        found = dropped(submission, place.settings)
     finally:
         os.umask(mask)
-    assert dropped.file.stat().st_mode & 0o777 == 0o660
+    assert found.file.stat().st_mode & 0o777 == 0o660
     (copy,) = (inbox / FOLDER).iterdir()
     assert copy.stat().st_mode & 0o777 == 0o660
     assert (inbox / FOLDER).stat().st_mode & 0o777 == 0o770

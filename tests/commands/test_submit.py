@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ from daemon.commands import following, submit
 from daemon.commands.following import Followed
 from daemon.commands.invocation import Invocation
 from daemon.commands.reading import read_document
-from daemon.commands.submit import drop, prepare
-from tests.commands.conftest import Place, sample_recording, wait_until
+from daemon.commands.submit import prepare
+from tests.commands.conftest import Place, dropped, sample_recording, wait_until
 
 
 def test_a_finished_job_exits_0_and_says_what_came_of_it(live: Place, tmp_path: Path) -> None:
@@ -176,16 +177,39 @@ def test_ctrl_c_while_a_job_is_dropped(
     assert not (live.var / "outbox" / "left_out").exists()
 
 
+def test_a_drop_that_may_not_last_is_told(
+    live: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job is in the inbox, and the daemon does it: it must not be called not submitted."""
+    job = live.write_job(tmp_path, "unsynced", ["Hello."])
+    rename_new, fsync_folder, inbox = files.rename_new, files.fsync_folder, live.settings.paths.inbox
+    failing: list[Path] = []
+
+    def rename_and_fail_from_then_on(source: Path, target: Path) -> None:
+        rename_new(source, target)
+        failing.append(inbox)
+
+    def fail(folder: Path) -> None:
+        if folder in failing:
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        fsync_folder(folder)
+
+    monkeypatch.setattr(files, "rename_new", rename_and_fail_from_then_on)
+    monkeypatch.setattr(files, "fsync_folder", fail)
+    assert submit.execute(Invocation(overrides=tuple(live.options[1::2])), [job], wait=True) == 0
+    assert "unsynced.json is in the inbox, but a power cut may take it" in capsys.readouterr().err
+
+
 def test_a_rejection_by_the_daemon_exits_2_with_its_reasons(live: Place, tmp_path: Path) -> None:
     """What only the daemon sees (here a reference that was damaged after the check) comes back from rejected/."""
     settings = live.settings
     submission, mistakes = prepare(live.write_job(tmp_path, "too_late", ["Hello."]), settings)
     assert submission is not None
     assert not mistakes
-    dropped = drop(submission, settings)
+    found = dropped(submission, settings)
     for copy in submission.copies.values():
         (live.var / "inbox" / ".references" / copy).write_bytes(b"not a recording any more")
-    assert following.follow(settings, [Followed(dropped)]) == 2
+    assert following.follow(settings, [Followed(found)]) == 2
 
 
 def test_a_name_that_is_taken_in_the_inbox_is_not_overwritten(place: Place, tmp_path: Path) -> None:
@@ -195,10 +219,10 @@ def test_a_name_that_is_taken_in_the_inbox_is_not_overwritten(place: Place, tmp_
     (inbox / "film.json").write_text("another's")
     submission, _ = prepare(place.write_job(tmp_path, "film", ["Hello."]), place.settings)
     assert submission is not None
-    dropped = drop(submission, place.settings)
+    found = dropped(submission, place.settings)
     assert (inbox / "film.json").read_text() == "another's"
-    assert dropped.file == inbox / "film-2.json"
-    assert json.loads(dropped.file.read_text())["job_id"] == "film"
+    assert found.file == inbox / "film-2.json"
+    assert json.loads(found.file.read_text())["job_id"] == "film"
     assert not [name for name in os.listdir(inbox) if name.endswith(".part")]
 
 

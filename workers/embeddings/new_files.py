@@ -84,10 +84,18 @@ class NewFile:
         os.close(self.descriptor)
 
     def drop(self) -> None:
-        os.close(self.descriptor)
+        """As far as a disk in trouble lets that be done: what is left is cleared away by a later run."""
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
         if self._temporary is not None:
-            os.unlink(self._temporary)
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
 
+
+NO_NAMES = frozenset(
+    {errno.ENOENT, errno.EPERM, errno.EACCES, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ELOOP}
+)
+"""Errors by which a system says that it does not give such files a name: there is no /proc, say. Others pass."""
 
 _can_be_named: dict[int, bool] = {}
 """By device: whether a file that was made without a name can be given one."""
@@ -116,7 +124,7 @@ def _is_named(descriptor: int, path: str) -> bool | None:
         _link(descriptor, path)
         os.unlink(path)
     except OSError as error:
-        return None if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else False
+        return False if error.errno in NO_NAMES else None
     return True
 
 

@@ -41,6 +41,8 @@ from workers.protocol import (
 SYNCED: Message = {}
 """Stands among the messages when there are results to name."""
 
+EXIT_THREAD_DIED = 1
+
 READ_BYTES = 1 << 16
 MOST_UNFINISHED = 96
 """Results written and not synced, which are open files: a disk that does not keep up holds up the main thread."""
@@ -49,8 +51,8 @@ SYNCED_AT_ONCE = 32
 SYNCED_EVERY_S = 0.1
 """Results are synced when so many are there, when the first of them has waited so long, or when there are no others."""
 
-SLOW_SYNC_S = 30.0
-"""A sync that takes longer is told of."""
+SLOW_DISK_S = 30.0
+"""To wait longer for the disk that results go to is told of."""
 
 ASKED_AHEAD = 96
 """Files that the disk is asked for before they are read, about: some speakers' worth, so that it always has something
@@ -142,6 +144,7 @@ class Reports:
 
 def serve(incoming: int, outgoing: int) -> int:
     """Speak the contract on two descriptors until the stream ends; the exit status."""
+    threading.excepthook = _end_with_thread
     writer = FrameWriter(outgoing)
     reports = Reports(writer)
     messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -181,6 +184,13 @@ def serve(incoming: int, outgoing: int) -> int:
             else:
                 ahead.append(desk.prepare(message))
         desk.take(ahead.popleft())
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """Whoever waits for what that thread was to do would wait for ever; the daemon deals its speakers out again."""
+    threading.__excepthook__(failed)
+    sys.stderr.flush()
+    os._exit(EXIT_THREAD_DIED)
 
 
 def _read(incoming: int, messages: queue.SimpleQueue[dict[str, Any]], reports: Reports) -> None:
@@ -239,6 +249,7 @@ class Desk:
         self._writer = writer
         self._reports = reports
         self._unfinished = Unfinished(reports, wake)
+        self._writing = DiskWait()
         threading.Thread(target=self._unfinished.sync, name="syncer", daemon=True).start()
         self._folders: set[str] = set()
         self._progress = 0
@@ -248,17 +259,14 @@ class Desk:
         results there sooner. It is told once for each such wait."""
         page = os.sysconf("SC_PAGE_SIZE")
         beats_of_waiting = 0
-        told: float | None = None
         while True:
             time.sleep(seconds)
             with open("/proc/self/statm", "rb") as file:
                 resident = int(file.read().split()[1]) * page
-            since = self._unfinished.syncing_since
-            if since is not None:
-                beats_of_waiting += 1
-                if told != since and time.monotonic() - since > SLOW_SYNC_S:
-                    told = since
-                    print(f"the disk has not kept results for {SLOW_SYNC_S:g} s; waiting", file=sys.stderr, flush=True)
+            waits = [wait for wait in (self._writing, self._unfinished.syncing) if wait.since is not None]
+            beats_of_waiting += bool(waits)
+            if any(wait.is_news() for wait in waits):
+                print(f"the disk has not kept results for {SLOW_DISK_S:g} s; waiting", file=sys.stderr, flush=True)
             self._reports.tell()
             progress = self._progress + beats_of_waiting
             self._writer.send({"type": "beat", "progress": progress, "memory_bytes": resident})
@@ -311,8 +319,10 @@ class Desk:
     def name_synced(self) -> None:
         """Give the results that are synced their names, and report them."""
         while self._unfinished.synced:
-            for file, result, error in self._unfinished.take_synced():
-                error = error or give_name(file)
+            some = self._unfinished.take_synced()
+            with self._writing:
+                errors = [error or give_name(file) for file, _, error in some]
+            for (file, result, _), error in zip(some, errors, strict=True):
                 if error is not None:
                     self._answer_unwritten(file.path, result, error)
                 else:
@@ -360,7 +370,9 @@ class Desk:
             self._unfinished.wait()
             self.name_synced()
         try:
-            self._unfinished.put(self._write(work.output, data), result)
+            with self._writing:
+                file = self._write(work.output, data)
+            self._unfinished.put(file, result)
         except OSError as error:
             self._answer_unwritten(work.output, result, error)
 
@@ -389,6 +401,29 @@ class Desk:
         self._writer.send({"type": "problem", "ticket": ticket, "file": name, "code": bad.code, "message": message})
 
 
+class DiskWait:
+    """One thread's waiting for the disk that results go to, as the beat thread sees it. ``since``: on the clock of
+    time.monotonic, while it waits."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._told: float | None = None
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.since = None
+
+    def is_news(self) -> bool:
+        """Whether it takes long, and this is the first time that it is asked during this wait."""
+        since = self.since
+        if since is None or since == self._told or time.monotonic() - since < SLOW_DISK_S:
+            return False
+        self._told = since
+        return True
+
+
 class Unfinished:
     """Results between being written and having their names: the main thread puts them in, the syncer syncs many at a
     time when it is worth it, and the main thread takes them out again."""
@@ -401,8 +436,7 @@ class Unfinished:
         self._count = 0
         self.synced: deque[list[tuple[NewFile, dict[str, Any], OSError | None]]] = deque()
         """What went wrong with each stands beside it."""
-        self.syncing_since: float | None = None
-        """On the clock of time.monotonic; None while the disk has nothing to do."""
+        self.syncing = DiskWait()
 
     @property
     def full(self) -> bool:
@@ -443,9 +477,8 @@ class Unfinished:
                     self._changed.wait()
                 self._changed.wait_for(lambda: self._due, SYNCED_EVERY_S)
                 written, self._written = self._written, []
-            self.syncing_since = time.monotonic()
-            errors = disk.sync([file for file, _ in written])
-            self.syncing_since = None
+            with self.syncing:
+                errors = disk.sync([file for file, _ in written])
             with self._changed:
                 self.synced.append([(*one, error) for one, error in zip(written, errors, strict=True)])
                 self._changed.notify_all()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +17,9 @@ import pytest
 
 from workers.embeddings import serve
 from workers.embeddings.new_files import Disk, NewFile
-from workers.protocol import FrameDecoder, FrameWriter
+from workers.protocol import PROTOCOL_VERSION, FrameDecoder, FrameWriter, encode_frame
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SPEAKERS = 20
 
@@ -46,6 +51,41 @@ def test_a_slow_disk_holds_up_the_reading(tmp_path: Path, monkeypatch: pytest.Mo
     assert most_open <= 3
 
 
+def test_a_syncer_that_dies_ends_the_process(tmp_path: Path) -> None:
+    """Nothing would be told of what it was given; and the beats must not go on as if it waited for the disk."""
+    (tmp_path / "in/d/0").mkdir(parents=True)
+    (tmp_path / "in/d/0/u.pkl").write_bytes(pickle.dumps({"embedding": [1.0]}))
+    program = """
+        from workers.embeddings import serve
+        from workers.embeddings.new_files import Disk
+
+        def sync(disk, files):
+            raise MemoryError
+
+        Disk.sync = sync
+        serve.serve(0, 1)
+    """
+    asked = {"ticket": 0, "dataset": "d", "speaker": "0", "existing": [], "output": str(tmp_path / "out/0.pkl")}
+    frames = encode_frame({**_hello(tmp_path), "protocol": PROTOCOL_VERSION, "beat_seconds": 0.1})
+    frames += encode_frame({"type": "speakers", "speakers": [asked]})
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(frames)
+        process.stdin.flush()  # and stays open: its end would end the process too
+        assert process.wait(60) == serve.EXIT_THREAD_DIED
+        assert b"MemoryError" in process.stderr.read()
+
+
+def _hello(folder: Path) -> dict[str, Any]:
+    status = os.stat(folder / "in")
+    place = {"path": str(folder / "in"), "device": status.st_dev, "inode": status.st_ino, "follow_links": False}
+    form = {"format": "pkl", "min_utterances": 1, "exclude_prefixes": [], "exclude_patterns": []}
+    return {"type": "hello", "utterances": place, **form}
+
+
 def _open_results(folder: Path) -> int:
     """Files of the results that this process has open."""
     count = 0
@@ -59,11 +99,7 @@ def _open_results(folder: Path) -> int:
 
 def _compute(folder: Path) -> list[dict[str, Any]]:
     """The results of all speakers, by a desk of its own."""
-    status = os.stat(folder / "in")
-    place = {"path": str(folder / "in"), "device": status.st_dev, "inode": status.st_ino, "follow_links": False}
-    corpus = serve.Corpus(
-        {"utterances": place, "format": "pkl", "min_utterances": 1, "exclude_prefixes": [], "exclude_patterns": []}
-    )
+    corpus = serve.Corpus(_hello(folder))
     incoming, outgoing = os.pipe()
     reports = serve.Reports(FrameWriter(outgoing))
     desk = serve.Desk(corpus, FrameWriter(outgoing), reports, wake=lambda: None)
