@@ -57,6 +57,7 @@ class StatusWriter:
         self._wake = anyio.Event()
         self._spoken: deque[tuple[float, int, float]] = deque()
         self._minutes: deque[tuple[int, int, float]] = deque()
+        self._writing = anyio.Lock()
         self._page_written = 0.0
         self._page_state = ""
 
@@ -79,12 +80,14 @@ class StatusWriter:
             self._wake = anyio.Event()
 
     async def write(self) -> None:
-        self._seq += 1
-        value = self.value()
-        await anyio.to_thread.run_sync(
-            lambda: outbox.write_json(self._daemon.settings.paths.status, value, durable=False), abandon_on_cancel=True
-        )
-        await self._write_page(value)
+        async with self._writing:  # the last to begin must be the last to end: it says that the daemon has stopped
+            self._seq += 1
+            value = self.value()
+            await anyio.to_thread.run_sync(
+                lambda: outbox.write_json(self._daemon.settings.paths.status, value, durable=False),
+                abandon_on_cancel=True,
+            )
+            await self._write_page(value)
 
     async def _write_page(self, value: dict[str, Any]) -> None:
         """status.html, as often as people look; it is a whole page, and what it lies on may be a slow share."""

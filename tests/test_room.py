@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,12 +34,13 @@ class Host:
         self.came = 0
         self.room = Room(self, self.on_room)
         self.hanging: set[str] = set()
+        self.answer = threading.Event()
         monkeypatch.setattr(os, "statvfs", self.statvfs)
 
     def statvfs(self, path: Path) -> SimpleNamespace:
         name = path.name
         if name in self.hanging:
-            time.sleep(0.2)
+            self.answer.wait(20)
         if self.free[name] < 0:
             raise FileNotFoundError(path)
         return SimpleNamespace(f_bavail=int(self.free[name] * GB) // 4096, f_frsize=4096)
@@ -102,15 +103,16 @@ def test_a_job_that_would_take_more_than_is_left_waits(host: Host) -> None:
 def test_a_place_that_does_not_answer_stops_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A share that is away or hangs is unknown: neither low nor roomy; nobody waits for it, and it is asked once at a
     time."""
-    monkeypatch.setattr(module, "PATIENCE_S", 0.02)
     host.look(outbox=0.1)
     assert host.look(outbox=-1) is not None
     assert host.room.document()["places"]["outbox"]["free_bytes"] is None
     assert host.look(outbox=50) is None
     host.hanging.add("outbox")
+    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
     assert host.look() is None
     assert host.room.refusal(99 * GB, 0.0) is not None
     assert host.room.document()["places"]["state"]["free_bytes"] is not None
+    host.answer.set()
 
 
 def test_floors_of_nothing_are_never_low(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class Raylets:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_rpc_server_reconnect_timeout_s": "20"},
         )
         self.address = self._answer()
         return self
@@ -44,7 +44,7 @@ class Raylets:
     ) -> None:
         with self._process as process:
             self._pipe(process.stdin).close()
-            process.wait(30)
+            process.wait(90)
 
     def add(self, name: str, gpus: int, gigabytes: str = "") -> None:
         self._do(f"add {name} {gpus} {gigabytes}")

@@ -71,12 +71,12 @@ def make(tmp_path: Path, raylets: Raylets) -> Iterator[Make]:
         daemon.end_test()
 
 
-def all_ready(daemon: DaemonUnderTest, *nodes: str) -> None:
-    """Until these nodes, and no others, have workers, and all are ready."""
+def all_ready(daemon: DaemonUnderTest, *nodes: str, loads: int = 1) -> None:
+    """Until these nodes, and no others, have workers, and all are ready, after so many loads at least."""
     wait_for(
         lambda: (
             {row["node"] for row in daemon.workers()} == set(nodes)
-            and all(row["state"] in ("ready", "busy") for row in daemon.workers())
+            and all(row["state"] in ("ready", "busy") and row["loads"] >= loads for row in daemon.workers())
         ),
         f"workers on {nodes}",
     )
@@ -95,6 +95,8 @@ def test_the_same_manifests_and_wavs_as_on_this_machine(make: Make) -> None:
         daemon = make("local" if local else "ray", local=local, engine__name="draft").start(ready=False)
         scene = daemon.run("night_ferry", sample_job())
         daemon.reload(engine__name="silence")
+        if not local:  # else the node that is ready first may speak all of it
+            all_ready(daemon, "n0", "n1", loads=2)
         film = daemon.run("film", long)
         for manifest in (scene, film):
             daemon.check_manifest(manifest)
@@ -177,7 +179,7 @@ def test_commands_that_ask_the_cluster(make: Make, tmp_path: Path) -> None:
 def test_the_head_is_lost(make: Make, raylets: Raylets, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last test of the file: the workers work on, the daemon says what is wrong, and ends in order. Here files go
     by path, all machines being one."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
     daemon = make(**WAITING, paths__shared=True).start(ready=False)
     all_ready(daemon, "n0", "n1")
     pids = [row["pid"] for row in daemon.workers()]

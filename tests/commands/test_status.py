@@ -116,6 +116,11 @@ def test_cancel_stops_a_job(live: Place, tmp_path: Path, closed_gate: Path) -> N
     assert json.loads(manifest.read_text())["status"] == "cancelled"
 
 
+def listed(live: Place) -> set[str]:
+    """The jobs that the daemon says are not over."""
+    return {job["job_id"] for job in (read_document(live.var / "status.json") or {"jobs": []})["jobs"]}
+
+
 def test_cancel_of_an_unknown_job_names_the_nearest(live: Place, tmp_path: Path, closed_gate: Path) -> None:
     """Exit 2; nothing is dropped into the inbox."""
     live.dubd("submit", str(live.write_job(tmp_path, "film_english", ["hold, to be near"])))
@@ -125,6 +130,8 @@ def test_cancel_of_an_unknown_job_names_the_nearest(live: Place, tmp_path: Path,
     assert "Did you mean film_english?" in done.stderr
     closed_gate.touch()
     wait_until((live.var / "outbox" / "film_english" / "manifest.json").exists, "the end")
+    # Its traces go after its manifest; until then it is listed, and can be cancelled as far as anybody knows.
+    wait_until(lambda: "film_english" not in listed(live), "the end of its traces")
     over = live.dubd("cancel", "film_english")
     assert over.returncode == 2
     assert "over already" in over.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -138,7 +139,7 @@ def test_what_is_rejected(daemon: DaemonUnderTest) -> None:
     assert daemon.rejection("missing") == [("$.utterances_dir", "missing")]
 
 
-LARGE = {f"d{number % 3}/s{number}": 20 for number in range(500)}
+LARGE = {f"d{number % 3}/s{number}": 5 for number in range(1_500)}
 
 
 def recorded(daemon: DaemonUnderTest) -> list[list[Any]]:
@@ -218,7 +219,8 @@ def test_a_killed_process_costs_the_job_nothing(daemon: DaemonUnderTest) -> None
     daemon.start()
     daemon.drop("voices", job())
     for pid in wait_for(lambda: descendants_with_embeddings(daemon), "the processes"):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert check(daemon, daemon.manifest("voices"))
     assert daemon.manifest("voices")["counts"]["ok"] == len(LARGE)
 

@@ -106,8 +106,8 @@ def test_a_segment_that_hangs_fails_alone(make: Make, fault: str) -> None:
         engine__name="faulty:Faulty",
         engine__options={},
         engine__slots=2,
-        worker__segment_timeout_s=0.7,
-        worker__beat_timeout_s=1.5,
+        worker__segment_timeout_s=2.0,
+        worker__beat_timeout_s=4.0,
         pool__tries=2,
         pool__breaker_crashes=100,
     ).start()
@@ -174,6 +174,8 @@ def test_a_killed_daemon_goes_on_where_it_was(make: Make) -> None:
     dubd = make().start()
     dubd.drop("scene", held_job(20, 26))
     wait_for(lambda: dubd.progress("scene")["counts"].get("ok") == 20 and begun(dubd, "scene") == 8, "the middle")
+    wait_for(lambda: sum(record["t"] == "began" for record in dubd.journals()) == 28, "the notes of what has begun")
+    wait_for(lambda: len(list((dubd.outbox / "scene").glob("*.wav"))) == 20, "the publishing")
     pids = [row["pid"] for row in dubd.workers()]
     finished = set(dubd.ok_in_journal())
     published = {path.name: path.stat().st_ino for path in (dubd.outbox / "scene").glob("*.wav")}

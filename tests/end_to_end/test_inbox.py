@@ -28,9 +28,10 @@ def test_a_job_that_was_there_before_the_daemon(make: Make) -> None:
     assert dubd.start().manifest("early")["status"] == "done"
 
 
-def test_a_file_is_taken_only_when_it_is_whole(dubd: DaemonUnderTest) -> None:
+def test_a_file_is_taken_only_when_it_is_whole(make: Make) -> None:
     """Written piece by piece, each piece later than settle_seconds and sooner than the grace: what has come so far is
     no JSON, and nobody takes it for a job, nor rejects it."""
+    dubd = make(inbox__grace_seconds=60.0).start()
     dubd.put("anna.flac", recording())
     content = document("Slowly written.", job_id="slow")
     size = max(1, len(content) // 6)
@@ -86,6 +87,8 @@ def test_an_inbox_that_goes_and_comes_back(make: Make, watch: bool) -> None:
     dubd.drop("running", make_job(["This one waits {hold}"]))
     wait_for(lambda: dubd.progress("running")["counts"].get("running") == 1, "the segment in flight")
     for life in range(2):
+        # The traces of the last job go after its manifest, and rmtree bears no other hand.
+        wait_for(lambda: not list(dubd.inbox.glob(".claimed/*/*/anew_*")), "the end of the last job's traces")
         shutil.rmtree(dubd.inbox)
         wait_for(lambda: dubd.status()["inbox"]["reachable"] is False, "the loss in the status")
         assert any("inbox" in warning for warning in dubd.status()["warnings"])
@@ -136,7 +139,7 @@ def test_two_daemons_share_an_inbox(make: Make, tmp_path: Path) -> None:
 
 def test_a_file_that_is_replaced_while_it_settles(make: Make) -> None:
     """The last one of a name is the job; a file taken away is none."""
-    dubd = make(inbox__settle_seconds=0.5).start()
+    dubd = make(inbox__settle_seconds=3.0).start()
     dubd.drop("replaced", make_job(["The first."]))
     dubd.drop("withdrawn", make_job(["Never mind."]))
     seen = looks(dubd)

@@ -95,6 +95,7 @@ def test_a_folder_that_lies_where_a_file_is_to_go(make: Make) -> None:
     blocked.mkdir()
     dubd.open_gate()
     wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note")
+    wait_for(lambda: len(dubd.ok_in_journal()) == 8, "the end of the speaking")
     dubd.kill()
     dubd.start()
     wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note again")

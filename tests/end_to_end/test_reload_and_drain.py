@@ -35,7 +35,6 @@ def test_sigterm_lets_what_has_begun_end(make: Make) -> None:
     assert not any(is_alive(pid) for pid in pids)
     assert dubd.status()["state"] == "stopped"
     assert len(dubd.ok_in_journal()) == 8
-    assert len(list((dubd.outbox / "film").glob("*.wav"))) == 8
     assert dubd.manifest_now("film") is None and (dubd.inbox / "late.json").exists()
     kinds = Counter(record["t"] for record in dubd.journals())
     assert kinds["stop"] == 1 and not kinds["try"] and not kinds["suspect"]

@@ -51,6 +51,9 @@ MOST_OUTSTANDING = 3
 """Jobs that are dropped and not over."""
 
 LONGEST_STOP_S = 1.5
+HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-[0-9a-f]{12}\.part")
+"""What the last daemon was writing when it was killed; the next one to start removes it."""
+
 MEMORY_LEFT = 4 << 20
 """Bytes of address space that a starved process may still take, at most."""
 
@@ -373,7 +376,8 @@ class Night:
         if escaped := [*(self._stage.folder / "tmp").iterdir(), *(self._stage.folder / "home").iterdir()]:
             raise NotSurvived(f"outside of the folders: {escaped}")
         known = {"inbox", "outbox", "rejected", "state", "status.json", "status.html"}
-        if strange := {path.name for path in self._stage.root.iterdir()} - known:
+        there = {path.name for path in self._stage.root.iterdir()}
+        if strange := {name for name in there - known if not HALF_WRITTEN.fullmatch(name)}:
             raise NotSurvived(f"among the folders: {strange}")
 
     def compare_with(self, quiet: Night) -> None:

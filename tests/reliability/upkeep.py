@@ -155,7 +155,9 @@ def _treat(folder: Path, dice: random.Random) -> set[str]:
             (folder / "manifest.json").write_text("{}")
             results.mark_as_read(folder)
         case "wrong":
-            (folder / results.READ_MARK).write_text("0" * 64)
+            # Whole at once: an empty mark means that it was read.
+            (folder.parent / f".{folder.name}.mark").write_text("0" * 64)
+            (folder.parent / f".{folder.name}.mark").rename(folder / results.READ_MARK)
         case "linked":
             (folder / results.READ_MARK).symlink_to("manifest.json")
     return {folder.name}

@@ -38,6 +38,12 @@ def film(tmp_path: Path) -> Ended:
     return end_job(tmp_path, FILM)
 
 
+@pytest.fixture
+def slow_film(tmp_path: Path) -> Ended:
+    """The same, with recordings that no browser plays to their end while it is looked at."""
+    return end_job(tmp_path, FILM, seconds=30.0)
+
+
 def shown(browser: Browser) -> list[int]:
     """The segments in the list, by index."""
     found: list[str] = browser.run("return [...document.querySelectorAll('.row')].map((row) => row.dataset.index)")
@@ -96,9 +102,9 @@ def test_what_the_page_says(browser: Browser, film: Ended) -> None:
     assert_clean(browser)
 
 
-def test_a_line_is_played_and_paused(browser: Browser, film: Ended) -> None:
+def test_a_line_is_played_and_paused(browser: Browser, slow_film: Ended) -> None:
     """By its button; its WAV alone is fetched. One that was not spoken has nothing to play."""
-    browser.open(film.report)
+    browser.open(slow_film.report)
     browser.run(CLICK, '[data-index="1"] .play')
     wait_for(browser, "document.querySelector('[data-index=\"1\"] .play.on')")
     wait_for(browser, "document.querySelector('[data-index=\"1\"] path.heard').getAttribute('d')")
@@ -142,9 +148,9 @@ def test_filters(browser: Browser, film: Ended) -> None:
     assert_clean(browser)
 
 
-def test_keys(browser: Browser, film: Ended) -> None:
+def test_keys(browser: Browser, slow_film: Ended) -> None:
     """Arrows choose and play, space plays and pauses, r collects what is to be redone and copies the command."""
-    browser.open(film.report)
+    browser.open(slow_film.report)
     browser.chrome.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
     browser.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     assert browser.run("return document.activeElement.dataset.index") == "1"
@@ -214,10 +220,10 @@ def test_earlier_takes_can_be_heard(browser: Browser, film: Ended) -> None:
     assert browser.console() == []
 
 
-def test_a_wav_that_has_gone_is_said(browser: Browser, film: Ended) -> None:
+def test_a_wav_that_has_gone_is_said(browser: Browser, slow_film: Ended) -> None:
     """And the page goes on."""
-    (film.folder / "segment_0001.wav").unlink()
-    browser.open(film.report)
+    (slow_film.folder / "segment_0001.wav").unlink()
+    browser.open(slow_film.report)
     browser.run(CLICK, '[data-index="1"] .play')
     wait_for(browser, "document.querySelector('.now-facts .bad')?.textContent.includes('segment_0001.wav')")
     browser.run(CLICK, '[data-index="0"] .play')
