@@ -50,12 +50,12 @@ class Rejection:
 def accept(
     claim: Claim,
     settings: Settings,
-    live_ids: Callable[[], dict[str, str]],
+    live_id: Callable[[str], str | None],
     taken: TakenNames,
     settle: Callable[[], None] = lambda: None,
 ) -> LiveJob | Rejection:
-    """Accept a claimed job, or say every reason why not. ``live_ids``: job ids that are being worked on, by their
-    folded form; ``taken``: the names in the outbox; ``settle`` makes the claim last, and is called before the job is
+    """Accept a claimed job, or say every reason why not. ``live_id``: the job id of a folded form that is being worked
+    on, if any; ``taken``: the names in the outbox; ``settle`` makes the claim last, and is called before the job is
     kept.
 
     Raises:
@@ -71,8 +71,7 @@ def accept(
         job = parse_job(document, stem=stem_of(claim.name), limits=settings.limits)
     except JobRejected as rejected:
         return Rejection(tuple(rejected.reasons), None, rejected.incomplete)
-    folded = fold_job_id(job.job_id)
-    twin = live_ids().get(folded, job.job_id)
+    twin = live_id(fold_job_id(job.job_id)) or job.job_id
     if twin == job.job_id:
         twin = taken.twin(job.job_id) or job.job_id
     if twin != job.job_id:

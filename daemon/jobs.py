@@ -131,10 +131,11 @@ class Jobs:
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
-    def live_ids(self) -> dict[str, str]:
-        """The job ids that are being worked on, by their folded form. Safe to call from a thread."""
-        # A line may become empty while we look.
-        return {folded: job.job_id for folded, line in list(self._lines.items()) for job in line[:1]}
+    def live_id(self, folded: str) -> str | None:
+        """The job id of this folded form that is being worked on, if any. Safe to call from a thread: nothing is gone
+        through that another one may change meanwhile."""
+        first = self._lines.get(folded, [])[:1]  # it may become empty while we look
+        return first[0].job_id if first else None
 
     def line(self, job_id: str) -> list[LiveJob]:
         """The jobs of this id, whatever its case: the one that runs, then those that wait for it."""

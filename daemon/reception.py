@@ -34,6 +34,10 @@ MAX_LIVE_SEGMENTS = 100_000
 ADMISSIONS = 4
 """Jobs whose references are copied and checked at one time."""
 
+STUMBLES = 3
+STUMBLE_PAUSE_S = 0.5
+"""Times that the daemon may stumble over a file before that is rejected, and what is between them."""
+
 WATCH_RETRY_S = 30.0
 
 
@@ -223,17 +227,19 @@ class Reception:
 
     async def _accept(self, claim: Claim) -> LiveJob | Rejection | None:
         """What has come of the claim; None when its file is gone."""
+        stumbles = 0
         while True:
             try:
-                result = await anyio.to_thread.run_sync(
-                    accept,
-                    claim,
-                    self.settings,
-                    self._jobs.live_ids,
-                    self._jobs.taken_names,
-                    partial(self._inbox.settle, claim),
-                    abandon_on_cancel=True,
-                )
+                with files.shortage_as_os_error():  # there may be no thread to be had for it
+                    result = await anyio.to_thread.run_sync(
+                        accept,
+                        claim,
+                        self.settings,
+                        self._jobs.live_id,
+                        self._jobs.taken_names,
+                        partial(self._inbox.settle, claim),
+                        abandon_on_cancel=True,
+                    )
             except OSError as error:
                 if await anyio.to_thread.run_sync(self._has_lost, claim, abandon_on_cancel=True):
                     self._signs.warnings.pop("accept", None)
@@ -244,8 +250,13 @@ class Reception:
                 self._signs.wake()
                 await anyio.sleep(SPACE_CHECK_S)
             except Exception as error:
-                # A mistake of ours that this file has found must not end the daemon, now and at every start.
+                # A mistake of ours that this file has found must not end the daemon, now and at every start. Nor must
+                # one that the moment has found cost the job.
                 log.exception("a job file could not be understood", name=printable(claim.name))
+                stumbles += 1
+                if stumbles < STUMBLES:
+                    await anyio.sleep(STUMBLE_PAUSE_S)
+                    continue
                 message = f"the daemon stumbled over this file ({type(error).__name__}); its log tells more"
                 return Rejection((Reason("$", "internal_error", message),), None, incomplete=False)
             else:

@@ -43,15 +43,25 @@ def claim(settings: Settings, document: dict[str, Any] | bytes, name: str = "fil
     return Claim(token, file, received_at(token))
 
 
+def nobody(folded: str) -> str | None:
+    """No job is being worked on."""
+    return None
+
+
 def accepted(settings: Settings, document: dict[str, Any], **live: str) -> LiveJob:
-    job = accept(claim(settings, document), settings, lambda: live, TakenNames(settings.paths.outbox, fold_job_id))
+    job = accept(
+        claim(settings, document),
+        settings,
+        lambda folded: live.get(folded),
+        TakenNames(settings.paths.outbox, fold_job_id),
+    )
     assert isinstance(job, LiveJob), job
     return job
 
 
 def refused(settings: Settings, taken: Claim, **live: str) -> Rejection:
     """The reasons; and nothing is left of the attempt."""
-    rejection = accept(taken, settings, lambda: live, TakenNames(settings.paths.outbox, fold_job_id))
+    rejection = accept(taken, settings, lambda folded: live.get(folded), TakenNames(settings.paths.outbox, fold_job_id))
     assert isinstance(rejection, Rejection)
     assert os.listdir(settings.paths.state / "jobs") == [] and taken.file.exists()
     return rejection
@@ -141,7 +151,7 @@ def test_taking_a_job_waits_for_the_disk_only_twice(settings: Settings, monkeypa
     job = accept(
         taken,
         settings,
-        dict,
+        nobody,
         TakenNames(settings.paths.outbox, fold_job_id),
         lambda: settled.append(len(list((settings.paths.state / "jobs").glob("[0-9]*")))),
     )
@@ -180,10 +190,10 @@ def test_a_failure_at_any_step_leaves_the_claim(settings: Settings) -> None:
         taken = claim(settings, job_document())
         with failing_at(number, error=errno.ENOSPC) as fired:
             try:
-                job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+                job = accept(taken, settings, nobody, TakenNames(settings.paths.outbox, fold_job_id))
             except Fault:
                 failures += 1
-                job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+                job = accept(taken, settings, nobody, TakenNames(settings.paths.outbox, fold_job_id))
         assert isinstance(job, LiveJob) and job.token == taken.token
         assert LiveJob.open(job.folder, WHATEVER_SIZE).waiting() == job.waiting()
         assert not (settings.paths.state / "jobs" / f".{taken.token}.new").exists()
@@ -205,9 +215,9 @@ def test_a_machine_short_of_memory_leaves_the_claim(
     with monkeypatch.context() as short:
         short.setattr(files._syncers, "submit", submit)
         with pytest.raises(OSError, match=r"memory|thread"):
-            accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+            accept(taken, settings, nobody, TakenNames(settings.paths.outbox, fold_job_id))
     assert os.listdir(settings.paths.state / "jobs") == [] and taken.file.exists()
-    job = accept(taken, settings, dict, TakenNames(settings.paths.outbox, fold_job_id))
+    job = accept(taken, settings, nobody, TakenNames(settings.paths.outbox, fold_job_id))
     assert isinstance(job, LiveJob) and job.token == taken.token
 
 

@@ -9,11 +9,15 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from daemon.live_job import new_token
+from daemon import files, reception
+from daemon.intake import Rejection
+from daemon.live_job import Claim, new_token
 from tests.end_to_end.conftest import DaemonUnderTest, make_job, wait_for
+from tests.shell import settings_in
 
 
 @pytest.fixture
@@ -74,3 +78,39 @@ def test_claims_in_an_inbox_that_comes_later(daemon: DaemonUnderTest) -> None:
     (daemon.root / "away").rename(daemon.inbox)
     assert daemon.manifest("film")["status"] == "done"
     wait_for(lambda: not claimed.exists(), "the end of the claim")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("stumbles", "error", "accepted"),
+    [
+        (2, RuntimeError("dictionary changed size during iteration"), True),
+        (5, RuntimeError(files.NO_THREAD), True),
+        (3, LookupError("our mistake"), False),
+    ],
+)
+async def test_a_mistake_of_the_moment_costs_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stumbles: int, error: Exception, accepted: bool
+) -> None:
+    """One that comes again and again is the file's; what the machine lacks is nobody's, however long it lasts."""
+    settings = settings_in(tmp_path)
+    tries = 0
+
+    def accept(*_: object) -> object:
+        nonlocal tries
+        tries += 1
+        if tries <= stumbles:
+            raise error
+        return "the job"
+
+    monkeypatch.setattr(reception, "accept", accept)
+    monkeypatch.setattr(reception, "STUMBLE_PAUSE_S", 0.0)
+    monkeypatch.setattr(reception, "SPACE_CHECK_S", 0.0)
+    signs = SimpleNamespace(warnings={}, wake=lambda: None)
+    jobs = SimpleNamespace(live_id=None, taken_names=None, mounts=SimpleNamespace(check=lambda folder: None))
+    inbox = SimpleNamespace(settle=print, has_lost=lambda claim: False)
+    one = reception.Reception(settings, inbox, jobs, signs, tasks=None)  # type: ignore[arg-type]
+    found: object = await one._accept(Claim(new_token(), tmp_path / "film.json", 0.0))
+    assert (found == "the job") is accepted and not signs.warnings
+    if not accepted:
+        assert isinstance(found, Rejection) and tries == stumbles
