@@ -298,8 +298,9 @@ async def test_one_that_closes_its_pipe_and_stays(make: Make, closed: str, monke
 
 
 @pytest.mark.parametrize("state", ['say(type="here")', 'say(type="here"); os.close(1)'])
-async def test_cancelling_leaves_no_process(make: Make, state: str) -> None:
-    """When the daemon ends, its workers do, in whatever state they are."""
+async def test_cancelling_leaves_no_process(make: Make, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the daemon ends, its workers do, in whatever state they are, and are not waited for."""
+    monkeypatch.setattr(worker_process, "EXIT_GRACE_S", 3600.0)
     transport = make(f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{state}\ntime.sleep(3600)")
     heard = Heard()
     with anyio.fail_after(40):

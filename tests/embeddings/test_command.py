@@ -8,6 +8,7 @@ import pickle
 import pty
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from tests.reliability import traced
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def embeddings(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def embeddings(folder: Path, *options: str, under: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """``under``: a command that is to run it."""
     return subprocess.run(
-        [sys.executable, "-m", "daemon", "embeddings", *options],
+        [*under, sys.executable, "-m", "daemon", "embeddings", *options],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -33,8 +35,10 @@ def embeddings(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def compute(folder: Path, *options: str, output: str = "out") -> subprocess.CompletedProcess[str]:
-    return embeddings(folder, "--utterances_dir", "in", "--speakers_dir", output, *options)
+def compute(
+    folder: Path, *options: str, output: str = "out", under: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    return embeddings(folder, "--utterances_dir", "in", "--speakers_dir", output, *options, under=under)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -273,16 +277,7 @@ def test_a_disk_that_takes_longer_than_the_timeout(tmp_path: Path, call: str) ->
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(trace), "-e", f"trace={call}"]
     # The first link is a trial, at the making of the first file.
     slow += ["-e", f"inject={call}:delay_enter=8000000" + (":when=2" if call == "linkat" else "")]
-    asked = ["--utterances_dir", "in", "--speakers_dir", "out", "--num_processes", "1"]
-    done = subprocess.run(
-        [*slow, sys.executable, "-m", "daemon", "--set", "embeddings.timeout_s=4", "embeddings", *asked],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=50,
-        check=False,
-    )
+    done = compute(tmp_path, "--num_processes", "1", "--set", "embeddings.timeout_s=4", under=slow)
     assert done.returncode == 0, done.stderr
     if "DELAYED" not in trace.read_text():
         pytest.skip(f"results are kept without {call} here")

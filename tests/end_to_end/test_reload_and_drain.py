@@ -21,7 +21,7 @@ RE_READ = "the configuration has been read again"
 
 
 def test_sigterm_lets_what_has_begun_end(make: Make) -> None:
-    """Exit 0, the segments in flight published, the rest given back uncharged; the next start speaks it, and nothing
+    """Exit 0, the segments in flight kept, the rest given back uncharged; the next start speaks it, and nothing
     twice, with no suspect among it."""
     dubd = make().start()
     dubd.drop("film", make_job([f"Line {number} {{hold}}" for number in range(30)]))
@@ -35,6 +35,9 @@ def test_sigterm_lets_what_has_begun_end(make: Make) -> None:
     assert not any(is_alive(pid) for pid in pids)
     assert dubd.status()["state"] == "stopped"
     assert len(dubd.ok_in_journal()) == 8
+    # The next life publishes what this one has not come to.
+    kept = [*(dubd.outbox / "film").glob("*.wav"), *(dubd.state / "jobs").glob("*/segments/[!.]*.wav")]
+    assert len(kept) == 8
     assert dubd.manifest_now("film") is None and (dubd.inbox / "late.json").exists()
     kinds = Counter(record["t"] for record in dubd.journals())
     assert kinds["stop"] == 1 and not kinds["try"] and not kinds["suspect"]
