@@ -195,13 +195,24 @@ def written_atomically(path: Path) -> Iterator[int]:
     fsync_folder(path.parent)
 
 
-def open_regular(path: Path) -> int:
+NOT_REGULAR = frozenset({errno.EINVAL, errno.ELOOP, errno.ENXIO})
+"""What says that a name is no regular file: a folder, a pipe or a device; a link; a socket, or a device that nobody
+serves."""
+
+
+def open_regular(path: Path | str, within: int | None = None) -> int:
     """A descriptor to read a file by that somebody else may have put there: no link is followed, nothing is waited for.
+    ``within``: the open folder that a relative path starts in.
 
     Raises:
-        OSError: it is missing or can't be opened, or (EINVAL) is no regular file.
+        OSError: it is missing or can't be opened, or (one of NOT_REGULAR) is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=within)
+    except OSError as error:
+        if error.errno in NOT_REGULAR:
+            raise OSError(error.errno, "not a regular file", str(path)) from error
+        raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -209,6 +220,19 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def read_regular(path: Path | str, most: int, within: int | None = None) -> bytes:
+    """The content of a small file that somebody else may have put there, opened by ``open_regular``.
+
+    Raises:
+        OSError: as ``open_regular``; or (EFBIG) it holds more than ``most`` bytes.
+    """
+    with open(open_regular(path, within), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+    return content
 
 
 def holds(path: Path, sha256: object) -> bool:

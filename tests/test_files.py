@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -128,6 +129,34 @@ def test_only_regular_files_are_synced(tmp_path: Path) -> None:
     for path in (fifo, link, tmp_path, tmp_path / "missing"):
         with pytest.raises(OSError):
             files.fsync_file(path)
+
+
+def test_a_file_of_others_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What is no regular file is refused at once, nothing is waited for, and no more is read than is allowed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert files.read_regular(path, 5) == b"12345"
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert files.read_regular("file", 5, folder) == b"12345"
+    finally:
+        os.close(folder)
+    with pytest.raises(OSError) as refused:
+        files.read_regular(path, 4)
+    assert refused.value.errno == errno.EFBIG
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name in ("fifo", "link", "folder", "socket"):
+            with pytest.raises(OSError, match="not a regular file") as refused:
+                files.read_regular(tmp_path / name, 5)
+            assert refused.value.errno in files.NOT_REGULAR
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read_regular(Path("/dev/zero"), 5)
+    with pytest.raises(FileNotFoundError):
+        files.read_regular(tmp_path / "none", 5)
 
 
 def test_what_a_file_holds(tmp_path: Path) -> None:
