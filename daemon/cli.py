@@ -152,6 +152,14 @@ def srt(
     encoding: Annotated[
         str | None, typer.Option("--encoding", metavar="NAME", help="Of the subtitles; found out unless given.")
     ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", metavar="N", min=1, max=1000, help="Pictures a second, for times as 01:00:02:12."),
+    ] = None,
+    offset: Annotated[
+        str | None,
+        typer.Option("--offset", metavar="TIME", help="Added to all times, such as -1:00:00 or 2.5."),
+    ] = None,
     language: Annotated[
         str | None, typer.Option("--language", metavar="TAG", help="Of the lines, such as fr or pt-BR.")
     ] = None,
@@ -200,6 +208,8 @@ def srt(
         keep_speaker=keep_speaker,
         join=join,
         encoding=encoding,
+        fps=fps,
+        offset=offset,
         language=language,
         job_id=job_id,
         priority=priority,

@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation, describe_os_error
 from daemon.commands.showing import plain, plural
-from daemon.subtitles import Mistake, lines_text
+from daemon.subtitles import Mistake, Notice, lines_text
 
 if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.subtitles.job import Composed, Wishes
     from daemon.subtitles.speech import Form
+
+Told = TypeVar("Told", Mistake, Notice)
 
 TO_STANDARD_OUTPUT = Path("-")
 
@@ -44,6 +46,8 @@ class Asked:
     keep_speaker: bool
     join: bool
     encoding: str | None
+    fps: float | None
+    offset: str | None
     language: str | None
     job_id: str | None
     priority: int | None
@@ -64,6 +68,7 @@ def execute(invocation: Invocation, asked: Asked) -> int:
     if mistakes:
         lines = [f"{plain(asked.subtitles)} can't be made a job:"]
         lines += [f"  {plain(mistake.where)}: {plain(mistake.message)}" for mistake in _in_order(mistakes)]
+        lines += [f"  {plain(notice.where)}: {plain(notice.message)}" for notice in _in_order(made.notices)]
         raise CommandFailed("\n".join(lines), ExitCode.REJECTED)
     data = json.dumps(made.document, ensure_ascii=False, indent=1).encode() + b"\n"
     if printed:
@@ -96,11 +101,26 @@ def _wishes(asked: Asked, folder: Path) -> Wishes:
         keep_speaker=asked.keep_speaker,
         join=asked.join,
         encoding=asked.encoding,
+        fps=asked.fps,
+        offset_ms=_offset(asked.offset),
         language=asked.language,
         job_id=asked.job_id,
         priority=asked.priority,
         settings=asked.settings,
     )
+
+
+def _offset(given: str | None) -> int:
+    """Milliseconds."""
+    import re
+
+    match = re.fullmatch(r"([+-]?)(?:(?:(\d{1,3}):)?(\d{1,4}):)?(\d{1,6}(?:[.,]\d{1,6})?)", (given or "0").strip())
+    if match is None:
+        message = f"--offset is seconds or H:MM:SS, such as -1:00:00 or 12.5, not {plain(given or '')}"
+        raise CommandFailed(message, ExitCode.REJECTED)
+    sign, hours, minutes, seconds = match.groups()
+    total = int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds.replace(",", "."))
+    return round(total * 1000) * (-1 if sign == "-" else 1)
 
 
 def _forms(given: Sequence[str]) -> tuple[Form, ...]:
@@ -133,10 +153,10 @@ def _reference_mistakes(made: Composed, settings: Settings) -> Iterator[Mistake]
                 yield Mistake(reference.where, str(error).replace(": it is looked for relative to the inbox", ""))
 
 
-def _in_order(mistakes: Sequence[Mistake]) -> list[Mistake]:
+def _in_order(mistakes: Sequence[Told]) -> list[Told]:
     """Those of the subtitles by line, then the others as they were found."""
 
-    def line(mistake: Mistake) -> int:
+    def line(mistake: Told) -> int:
         kind, _, rest = mistake.where.partition(" ")
         number = rest.partition(",")[0].partition(" ")[0]
         return int(number) if kind in ("line", "lines") and number.isdecimal() else sys.maxsize
@@ -171,6 +191,8 @@ def _summary(file: Path, made: Composed) -> Iterator[str]:
     yield f"{plain(file)}: {made.file.format}, {made.decoded.encoding}{guessed}"
     if made.decoded.guessed and (telling := _first_foreign(made)):
         yield f"  such as {telling}"
+    for notice in _in_order(made.notices):
+        yield f"  {plain(notice.where)}: {plain(notice.message)}"
     yield f"  {plural(len(made.file.cues), 'cue')}, {plural(len(made.lines), 'line')} to speak: {_by_speaker(made)}"
     yield from _origins(made)
     if made.left_out:

@@ -1,10 +1,13 @@
 """Subtitles to a job: ``dubd srt``.
 
-``encoding`` makes text of the file's bytes, ``cues`` finds the cues in it, ``speech`` what is said in a cue and who
-says it, ``cast`` the voices, ``speaker_table`` a CSV of who speaks when, ``job`` puts them together.
+``encoding`` makes text of the file's bytes, ``cues`` finds the cues in it (``times`` reads their lines of times,
+``substation`` the files of Aegisub, ``rolling`` folds captions that roll up), ``speech`` what is said in a cue and who
+says it (``markup`` takes marks away), ``cast`` the voices, ``speaker_table`` a CSV of who speaks when, ``job`` puts
+them together.
 
-Whoever reads a film's subtitles by hand wants every mistake at once, with its line. So each of them takes a list of
-``Mistake`` to add to, and goes on.
+What looks like a time, a number, a tag or a broken encoding is understood or reported, and never read aloud. Whoever
+reads a film's subtitles by hand wants every mistake at once, with its line. So each of them takes a list of ``Mistake``
+to add to, and goes on; what had to be assumed, and keeps nobody from making the job, is a ``Notice``.
 """
 
 from __future__ import annotations
@@ -15,6 +18,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Mistake:
     """Why no job can be made: where ("line 12", "--voice anna=…"), and what is wrong and how to mend it."""
+
+    where: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What was assumed or left out: where ("lines 3 and 4", a file's name), and what."""
 
     where: str
     message: str

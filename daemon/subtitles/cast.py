@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core.reasons import nearest, quoted
-from daemon.subtitles import Mistake
-from daemon.subtitles.encoding import NotText, decode
+from daemon.subtitles import Mistake, Notice
+from daemon.subtitles.encoding import NotText, broken_character, decode
 
 CODES_SUFFIX = ".npy"
 MOST_TEXT_BYTES = 1 << 20
+LONGEST_SAMPLE = 40
+"""Characters of a text that is only there to be recognised."""
 
+_WINDOWS_PATH = re.compile(r'"(?:[A-Za-z]:|\\)\\[^\\"]')
 _ENDS_A_FILE_NAME = re.compile(r"\.[A-Za-z0-9]{2,5}(?=:)")
 
 
@@ -46,9 +49,12 @@ class Voice:
 
 
 class Cast:
-    """The voices by name; case and spaces don't count, and a voice may go by several names."""
+    """The voices by name; case and spaces don't count, and a voice may go by several names. ``notices``: what had to be
+    assumed. ``language``: of their texts, a hint for what they are encoded in."""
 
-    def __init__(self) -> None:
+    def __init__(self, notices: list[Notice] | None = None, language: str | None = None) -> None:
+        self.notices = [] if notices is None else notices
+        self.language = language
         self.voices: dict[str, Voice] = {}
         self._aliases: dict[str, str] = {}
 
@@ -81,10 +87,16 @@ def fold(name: str) -> str:
 
 
 def read_cast(
-    options: Sequence[str], voice_files: Sequence[Path], aliases: Sequence[str], mistakes: list[Mistake]
+    options: Sequence[str],
+    voice_files: Sequence[Path],
+    aliases: Sequence[str],
+    mistakes: list[Mistake],
+    notices: list[Notice] | None = None,
+    *,
+    language: str | None = None,
 ) -> Cast:
     """All voices. A name that a file gives and an option too has the option's voice."""
-    cast = Cast()
+    cast = Cast(notices, language)
     for option in options:
         _read_option(option, cast, mistakes)
     asked = set(cast.voices)
@@ -117,7 +129,7 @@ def _read_option(option: str, cast: Cast, mistakes: list[Mistake]) -> None:
     file, text = _split(rest)
     where = f"--voice {name}={file}"
     voice = cast.add(name, where, asked=True)
-    _add_reference(voice, Path(file), text, where, Path(), mistakes)
+    _add_reference(cast, voice, Path(file), text, where, Path(), mistakes)
 
 
 def _split(rest: str) -> tuple[str, str | None]:
@@ -150,6 +162,7 @@ def _unquoted(text: str) -> str:
 
 
 def _add_reference(
+    cast: Cast,
     voice: Voice,
     file: Path,
     text: str | None,
@@ -161,14 +174,14 @@ def _add_reference(
     """``folder``: what ``file`` and @FILE are relative to."""
     path = folder / file
     if text is not None and text.startswith("@"):
-        text = _read_text(folder / text[1:], where, mistakes)
+        text = _read_text(cast, folder / text[1:], where, mistakes)
     elif text is None:
         beside = path.with_suffix(".txt")
         if not beside.is_file():
             advice = f"add :'the text' to it, or write it into {beside}"
             mistakes.append(Mistake(where, f"it does not say what is spoken in {path}; {advice}"))
             return
-        text = _read_text(beside, where, mistakes)
+        text = _read_text(cast, beside, where, mistakes)
     if text is None:
         return
     if not text.strip():
@@ -178,14 +191,29 @@ def _add_reference(
     voice.references.append(VoiceReference(key, path, " ".join(text.split()), where))
 
 
-def _read_text(file: Path, where: str, mistakes: list[Mistake]) -> str | None:
+def _read_text(cast: Cast, file: Path, where: str, mistakes: list[Mistake]) -> str | None:
     try:
         with file.open("rb") as stream:
-            return decode(stream.read(MOST_TEXT_BYTES)).text
+            decoded = _decoded(cast, file, stream.read(MOST_TEXT_BYTES))
     except (OSError, ValueError, NotText) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         mistakes.append(Mistake(where, f"its text can't be read from {file}: {why}"))
         return None
+    if (why := broken_character(decoded)) is not None:
+        mistakes.append(Mistake(str(file), why))
+        return None
+    return decoded
+
+
+def _decoded(cast: Cast, file: Path, data: bytes) -> str:
+    """Its text; what had to be guessed for it is reported."""
+    decoded = decode(data, language=cast.language)
+    if decoded.guessed:
+        sample = " ".join(decoded.text.split())
+        sample = sample if len(sample) <= LONGEST_SAMPLE else f"{sample[:LONGEST_SAMPLE]}…"
+        cast.notices.append(Notice(str(file), f"taken for {decoded.encoding}: {sample!r}"))
+    cast.notices += [Notice(f"{file} line {line}", what) for line, what in decoded.repaired]
+    return decoded.text
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -194,11 +222,11 @@ def _read_text(file: Path, where: str, mistakes: list[Mistake]) -> str | None:
 def _read_file(file: Path, cast: Cast, asked: set[str], mistakes: list[Mistake]) -> None:
     where = f"--voices {file}"
     try:
-        document = _load(file)
+        document = _load(file, cast)
     except OSError as error:
         mistakes.append(Mistake(where, f"it can't be read: {error.strerror}"))
         return
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, NotText) as error:
         mistakes.append(Mistake(where, str(error)))
         return
     speakers = document.get("speakers")
@@ -220,12 +248,18 @@ def _read_file(file: Path, cast: Cast, asked: set[str], mistakes: list[Mistake])
             _read_voice(name, given, place, file.parent, cast, mistakes)
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def _load(file: Path, cast: Cast) -> Mapping[str, Any]:
     """Raises OSError, and ValueError: it is neither TOML nor JSON, or no table."""
     import tomli
 
-    data = file.read_bytes()
-    document = json.loads(data) if file.suffix.lower() == ".json" else tomli.loads(data.decode("utf-8"))
+    text = _decoded(cast, file, file.read_bytes())
+    try:
+        document = json.loads(text) if file.suffix.lower() == ".json" else tomli.loads(text)
+    except ValueError as error:
+        if _WINDOWS_PATH.search(text):
+            message = "a path of Windows needs \\\\ for each \\, or / in its place"
+            raise ValueError(f"{error}; {message}") from error
+        raise
     if not isinstance(document, dict):
         raise ValueError("it is no table of voices")
     return document
@@ -247,7 +281,7 @@ def _read_voice(
         mistakes.append(Mistake(where, "references is a list of tables with audio or codes, and text"))
         return
     for reference in references:
-        _read_reference(reference, voice, where, folder, mistakes)
+        _read_reference(cast, reference, voice, where, folder, mistakes)
     also = given.get("also", [])
     if not isinstance(also, list) or not all(isinstance(other, str) for other in also):
         mistakes.append(Mistake(where, "also is a list of the other names that the voice goes by"))
@@ -256,7 +290,7 @@ def _read_voice(
         cast.add_alias(other, name, where, mistakes)
 
 
-def _read_reference(given: object, voice: Voice, where: str, folder: Path, mistakes: list[Mistake]) -> None:
+def _read_reference(cast: Cast, given: object, voice: Voice, where: str, folder: Path, mistakes: list[Mistake]) -> None:
     fields = given if isinstance(given, dict) else {}
     texts = {key: value for key, value in fields.items() if isinstance(value, str)}
     files = [key for key in ("audio", "codes") if key in texts]
@@ -264,4 +298,4 @@ def _read_reference(given: object, voice: Voice, where: str, folder: Path, mista
         mistakes.append(Mistake(where, "a reference has audio or codes, and text or text_file, each a text"))
         return
     text = f"@{texts['text_file']}" if "text_file" in texts else texts.get("text")
-    _add_reference(voice, Path(texts[files[0]]), text, where, folder, mistakes, key=files[0])
+    _add_reference(cast, voice, Path(texts[files[0]]), text, where, folder, mistakes, key=files[0])

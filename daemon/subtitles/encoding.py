@@ -1,14 +1,16 @@
 """Subtitle bytes to text, in whatever encoding they were saved, and what had to be assumed for it.
 
-A mark at the start decides, then UTF-8, which other encodings' texts hardly ever happen to be; what is left is guessed
-by charset-normalizer among the encodings that subtitle programs write, those of the text's language first: a page of
-Windows for Central Europe makes readable nonsense of French, and no statistics on three accents tell them apart.
+A mark at the start decides, then UTF-8, which other encodings' texts hardly ever happen to be, also where a few bytes
+of it are broken. What is left is guessed by charset-normalizer among the encodings that subtitle programs write, those
+of the text's language first: a page of Windows for Central Europe makes readable nonsense of French, and no statistics
+on three accents tell them apart.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from dataclasses import dataclass
 
 MARKS = (
@@ -46,6 +48,31 @@ BY_LANGUAGE = {
 }  # fmt: skip
 """Encodings that texts of a language are saved in; Western Europe's languages need no entry, theirs comes first."""
 
+SCRIPTS = {
+    "ja": ("CJK", "HIRAGANA", "KATAKANA"), "zh": ("CJK",), "ko": ("HANGUL",), "el": ("GREEK",), "he": ("HEBREW",),
+    "ar": ("ARABIC",), "fa": ("ARABIC",), "ur": ("ARABIC",), "th": ("THAI",),
+    **dict.fromkeys(("ru", "uk", "bg", "mk", "be"), ("CYRILLIC",)),
+}  # fmt: skip
+"""How the names of a language's letters begin in Unicode, where they tell it from others."""
+
+KINDS = (
+    (b"PK\x03\x04", "a ZIP archive or a document of an office program (.docx)"), (b"\x1f\x8b", "packed by gzip"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"), (b"Rar!", "a RAR archive"), (b"BZh", "packed by bzip2"),
+    (b"\xfd7zXZ", "packed by xz"), (b"%PDF", "a PDF document"), (b"{\\rtf", "an RTF document"),
+    (b"\xd0\xcf\x11\xe0", "a document of an office program (.doc)"), (b"\x1aE\xdf\xa3", "a Matroska or WebM film"),
+    (b"RIFF", "a recording or a film (RIFF)"), (b"fLaC", "a FLAC recording"), (b"OggS", "an Ogg recording"),
+    (b"ID3", "an MP3 recording"), (b"\x89PNG", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"SQLite format 3", "a database"), (b"<!doctype html", "a web page"), (b"<html", "a web page"),
+    (b"<?xml", "an XML document, whose subtitles (TTML) are not read: convert it to SRT"),
+)  # fmt: skip
+"""How files begin that are no subtitles, and what they are."""
+
+BROKEN_SHARE = 0.25
+"""The most bytes that may be broken in a text that is UTF-8 all the same, as a share of its letters beyond ASCII."""
+
+MOST_BROKEN = 100
+"""And in number."""
+
 INDISTINCT = 0.05
 """Measures of disorder (charset-normalizer's ``chaos``, from 0) that say nothing about which of two is right."""
 
@@ -56,11 +83,13 @@ class NotText(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """``encoding`` as people call it; ``guessed``: neither given, nor marked, nor certain from the bytes."""
+    """``encoding`` as people call it; ``guessed``: neither given, nor marked, nor certain from the bytes. ``repaired``:
+    the lines (from 1) where something was broken, and what was made of it."""
 
     text: str
     encoding: str
     guessed: bool = False
+    repaired: tuple[tuple[int, str], ...] = ()
 
 
 def decode(data: bytes, *, encoding: str | None = None, language: str | None = None) -> Decoded:
@@ -69,6 +98,8 @@ def decode(data: bytes, *, encoding: str | None = None, language: str | None = N
     Raises:
         NotText: it can't be read in ``encoding``, or in any that is known.
     """
+    if (kind := kind_of(data)) is not None:
+        raise NotText(f"it is no text but {kind}")
     for mark, name in MARKS:
         if data.startswith(mark) and encoding is None:
             return Decoded(_decode(data, name), NAMES[codecs.lookup(name).name.replace("-", "_")])
@@ -79,10 +110,85 @@ def decode(data: bytes, *, encoding: str | None = None, language: str | None = N
     if b"\x1b$" in data and data.isascii():
         return Decoded(_decode(data, "iso2022_jp"), NAMES["iso2022_jp"], guessed=True)
     try:
-        return Decoded(_lines(data.decode("utf-8")), "UTF-8")
+        return _decoded_once_more(_lines(data.decode("utf-8")))
     except UnicodeDecodeError:
-        guess = _guess(data, language)
+        pass
+    if (mostly := _mostly_utf_8(data, language)) is not None:
+        return mostly
+    guess = _guess(data, language)
     return Decoded(_decode(data, guess), _name(guess), guessed=True)
+
+
+def kind_of(data: bytes) -> str | None:
+    """What the bytes are, where they are known to be no plain text."""
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for sign, kind in KINDS:
+        if data.startswith(sign) or (sign.startswith(b"<") and head.startswith(sign)):
+            return kind
+    if data[4:8] == b"ftyp":
+        return "a film or a recording (MP4, M4A)"
+    return None
+
+
+def _mostly_utf_8(data: bytes, language: str | None) -> Decoded | None:
+    """UTF-8 of which a few bytes are broken, those taken for what they are in the language's old encoding."""
+    primary = (language or "").partition("-")[0].casefold()
+    page = next((name for name in BY_LANGUAGE.get(primary, ()) if name.startswith("cp125")), "cp1252")
+    pieces: list[str] = []
+    repaired: list[tuple[int, str]] = []
+    position = broken = 0
+    while True:
+        try:
+            pieces.append(data[position:].decode("utf-8"))
+            break
+        except UnicodeDecodeError as error:
+            start, end = position + error.start, position + error.end
+        if len(repaired) == MOST_BROKEN:
+            return None
+        made = data[start:end].decode(page, "replace")
+        line = len(re.findall(rb"\r*\n|\r", data[:start])) + 1
+        repaired.append((line, f"the byte 0x{data[start:end].hex()} is not UTF-8; it was taken for {made!r}"))
+        pieces += [data[position:start].decode("utf-8"), made]
+        broken += end - start
+        position = end
+    text = "".join(pieces)
+    if broken > BROKEN_SHARE * (sum(not character.isascii() for character in text) - broken):
+        return None
+    return Decoded(_lines(text), "UTF-8", guessed=True, repaired=tuple(repaired))
+
+
+def _decoded_once_more(text: str) -> Decoded:
+    """Text that was UTF-8, was read as Windows-1252 and was saved so ("MÃ¤dchen"), as it was before. Lines of which
+    only some are like that are left to be reported."""
+    foreign = [line for line in text.split("\n") if not line.isascii()]
+    if not foreign or any(_once_more(line) is None for line in foreign):
+        return Decoded(text, "UTF-8")
+    repaired = "\n".join(line if line.isascii() else _once_more(line) or line for line in text.split("\n"))
+    return Decoded(repaired, "UTF-8, saved twice", guessed=True)
+
+
+def _once_more(line: str) -> str | None:
+    """What the line was before its UTF-8 was taken for Windows-1252; None where it can't have been."""
+    try:
+        return b"".join(_byte_of(character) for character in line).decode("utf-8")
+    except UnicodeError:
+        return None
+
+
+def _byte_of(character: str) -> bytes:
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")  # the five bytes that Windows-1252 has no character for
+
+
+def broken_character(line: str) -> str | None:
+    """Why a line of text was damaged by an encoding on its way here, for people; None where it was not."""
+    if "\ufffd" in line:
+        return "a character was lost before (it is U+FFFD now): write it anew"
+    if not line.isascii() and _once_more(line) is not None:
+        return f"letters were damaged by saving it in a wrong encoding; it may have been {_once_more(line)!r}"
+    return None
 
 
 def _decode(data: bytes, encoding: str) -> str:
@@ -132,6 +238,9 @@ def _guess(data: bytes, language: str | None) -> str:
     preferred = BY_LANGUAGE.get(primary, ())
     # What is the same in all of them tells nothing.
     telling = b"\n".join(line for line in re.split(rb"[\r\n]+", data) if not line.isascii())
+    for name in preferred:
+        if _is_of(primary, telling, name):
+            return name
     order = dict.fromkeys((*preferred, *LIKELY))
     matches = charset_normalizer.from_bytes(telling, cp_isolation=list(order), threshold=0.5)
     if not matches:
@@ -140,3 +249,16 @@ def _guess(data: bytes, language: str | None) -> str:
     # Encodings that give the very same text are one match.
     fit = {name for match in matches if match.chaos <= least + INDISTINCT for name in match.could_be_from_charset}
     return next(name for name in order if name in fit)
+
+
+def _is_of(language: str, data: bytes, encoding: str) -> bool:
+    """Whether all of the data's letters beyond ASCII are of the language's own script, read so. A few bytes are too
+    little for statistics; with the language they are enough."""
+    scripts = SCRIPTS.get(language)
+    if scripts is None:
+        return False
+    try:
+        letters = [character for character in data.decode(encoding) if character.isalpha() and not character.isascii()]
+    except UnicodeDecodeError:
+        return False
+    return bool(letters) and all(unicodedata.name(letter, "").startswith(scripts) for letter in letters)

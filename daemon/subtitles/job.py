@@ -18,10 +18,11 @@ from typing import Any
 from daemon.core.job import JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
 from daemon.core.reasons import quoted
-from daemon.subtitles import Mistake, lines_text
+from daemon.subtitles import Mistake, Notice, lines_text
 from daemon.subtitles.cast import Cast, Voice, fold, read_cast
-from daemon.subtitles.cues import CueFile, read_cues
-from daemon.subtitles.encoding import Decoded, NotText, decode
+from daemon.subtitles.cues import Cue, CueFile, clock, read_cues
+from daemon.subtitles.encoding import Decoded, NotText, broken_character, decode
+from daemon.subtitles.rolling import unrolled
 from daemon.subtitles.speaker_table import SpeakerTable, read_speaker_table
 from daemon.subtitles.speech import FORMS, Form, LeftOut, Rules, Said, join_lines, read_speech
 
@@ -55,6 +56,8 @@ class Wishes:
     keep_speaker: bool = False
     join: bool = False
     encoding: str | None = None
+    fps: float | None = None
+    offset_ms: int = 0
     language: str | None = None
     job_id: str | None = None
     priority: int | None = None
@@ -78,6 +81,7 @@ class Composed:
     """The job, what there is to say about it, and why it is none if there are mistakes."""
 
     mistakes: list[Mistake] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
     decoded: Decoded | None = None
     file: CueFile | None = None
@@ -102,11 +106,15 @@ class Composed:
 def compose(wishes: Wishes, limits: Limits) -> Composed:
     """Make the job. Recordings are not looked into."""
     made = Composed()
-    made.cast = read_cast(wishes.voices, wishes.voice_files, wishes.aliases, made.mistakes)
+    made.cast = read_cast(
+        wishes.voices, wishes.voice_files, wishes.aliases, made.mistakes, made.notices, language=wishes.language
+    )
     made.decoded = _read(wishes.subtitles, wishes, limits, made.mistakes, encoding=wishes.encoding)
     if made.decoded is None:
         return made
-    made.file = read_cues(made.decoded.text, made.mistakes)
+    made.notices += [Notice(f"line {line}", what) for line, what in made.decoded.repaired]
+    made.file = read_cues(made.decoded.text, made.mistakes, made.notices, fps=wishes.fps)
+    made.file = replace(made.file, cues=tuple(_looked_through(made.file.cues, wishes, made)))
     table = _read_table(wishes, made.file, limits, made.mistakes)
     spoken = _read_speech(made, wishes)
     _Casting(made, wishes, table).cast(spoken)
@@ -119,6 +127,37 @@ def compose(wishes: Wishes, limits: Limits) -> Composed:
     made.document = _document(made, wishes)
     made.mistakes.extend(_parsers_mistakes(made, wishes, limits))
     return made
+
+
+FILM_STARTS_AT_MS = 3_600_000
+"""Where the clock of many masters stands when the film begins: 01:00:00:00."""
+FILM_STARTS_WITHIN_MS = 1_800_000
+
+
+def _looked_through(cues: Sequence[Cue], wishes: Wishes, made: Composed) -> Iterator[Cue]:
+    """The cues on the film's clock, every line once; what is odd about them is reported."""
+    kept, folded = unrolled(cues)
+    if folded:
+        message = "the captions roll up: what the cue before shows already is spoken once"
+        made.notices.append(Notice(lines_text(folded), message))
+    instant = [cue.line for cue in kept if cue.start_ms == cue.end_ms]
+    if instant:
+        made.notices.append(
+            Notice(lines_text(instant), "it is shown for no time at all, so it is spoken without an end")
+        )
+    first = min((cue.start_ms for cue in kept), default=0)
+    if not wishes.offset_ms and FILM_STARTS_AT_MS <= first < FILM_STARTS_AT_MS + FILM_STARTS_WITHIN_MS:
+        message = f"nothing is said before {clock(first)}: if the film starts at 01:00:00, give --offset -1:00:00"
+        made.notices.append(Notice("times", message))
+    for cue in kept:
+        for line, text in cue.lines:
+            if (why := broken_character(text)) is not None:
+                made.mistakes.append(Mistake(f"line {line}", f"{why}: {quoted(text.strip())}"))
+        if cue.start_ms + wishes.offset_ms < 0:
+            message = f"the cue starts at {clock(cue.start_ms)}, before the film does with this --offset"
+            made.mistakes.append(Mistake(f"line {cue.line}", message))
+            continue
+        yield replace(cue, start_ms=cue.start_ms + wishes.offset_ms, end_ms=cue.end_ms + wishes.offset_ms)
 
 
 def _read(
@@ -311,7 +350,7 @@ def _document(made: Composed, wishes: Wishes) -> dict[str, Any]:
             "speaker": line.voice.name,
             "text": line.text,
             "start": line.start_ms / 1000,
-            "end": line.end_ms / 1000,
+            **({"end": line.end_ms / 1000} if line.end_ms > line.start_ms else {}),
         }
         for index, line in enumerate(made.lines)
     ]

@@ -2,8 +2,7 @@
 
 ``12,anna`` is cue 12, ``12/2,bo`` the second who speaks in it, ``20-25,anna`` six cues; ``00:01:02.500,bo`` the cue
 that is shown then. Fields are separated by commas, semicolons or tabs, as spreadsheets in different countries write
-them; a first row of headings may say which of several
-columns are meant.
+them; a first row of headings may say which of several columns are meant.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ MOST_CUES_IN_A_RANGE = 100_000
 CUE_HEADINGS = frozenset(("cue", "number", "no", "no.", "nr", "nr.", "#", "index", "id", "time", "start", "in"))
 NAME_HEADINGS = frozenset(("speaker", "name", "character", "voice", "actor", "role"))
 
+_SEPARATOR = re.compile(r'"?sep=([,;|\t])"?\s*\Z', re.IGNORECASE)
 _CUES = re.compile(r"#?(\d{1,9})(?:\s*[-–]\s*(\d{1,9})|\s*/\s*(\d{1,3}))?\Z")
 _TIME = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,:](\d{1,9}))?\Z")
 
@@ -59,8 +59,12 @@ def read_speaker_table(text: str, name: str, cues: Sequence[Cue], mistakes: list
     """The table in ``text``, whose file is called ``name``; rows that fit no cue are mistakes."""
     table = SpeakerTable()
     find = _Finder(cues)
-    head = next((line for line in text.split("\n") if line.strip()), "")
-    rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
+    lines = text.split("\n")
+    place = next((place for place, line in enumerate(lines) if line.strip()), 0)
+    delimiter = max(",;\t", key=lines[place].count)
+    if said := _SEPARATOR.match(lines[place]):  # Excel's own first line
+        delimiter, lines[place] = said[1], ""
+    rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
     columns: tuple[int, int] | None = None
     try:
         for row in rows:

@@ -11,37 +11,35 @@ brackets or in a script without capitals, if the file names others in that very 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from daemon.subtitles.cues import Cue
+from daemon.subtitles.markup import VOICE_MARK, plain, unescaped
 
 Form = Literal["colon", "bracket", "voice"]
 FORMS: tuple[Form, ...] = ("colon", "bracket", "voice")
 
-_VOICE_MARK = re.compile(r"<v(?:\.[^\s>]*)?(?:\s+([^>]*))?>|</v\s*>")
-_RUBY = re.compile(r"<rt(?:\.[^>]*)?>.*?(?:</rt>|(?=</ruby>)|\Z)", re.DOTALL)
-_MARK = re.compile(r"</?[A-Za-z][^<>]*>|<\d[\d:.]*>")
-_OVERRIDE = re.compile(r"\{\\[^}]*\}|\{[Yy]:[^}]*\}")
-_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
-_INVISIBLE = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad]")
-"""Marks of direction and of line breaking. The joiners U+200C and U+200D stay: they shape words."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
 _DASHES = "-‐‑‒–—―"
 _TURN = re.compile(rf"[{_DASHES}](?![{_DASHES}])(?:\s+|(?=[^\s\d]))")
 _LONG_DASH = re.compile(rf"[{_DASHES}]{{2,}}\s*")
+_CHEVRONS = re.compile(r"(?:\A|(?<=\s))>{2,3}\s*")
+"""Of captions for the deaf: somebody else speaks, or, with three, the story is another one."""
+_SENTENCE_END = re.compile(r"(?<=[.?!…\"”’»)\]♪])\s+")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]|【([^【】]*)】|［([^［］]*)］")
 _PAREN = re.compile(r"\(([^()]*)\)|（([^（）]*)）")
 _COLON = re.compile(
     r"(?P<name>[^:：\[\]()（）【】]{1,40}?)\s*(?:[\[(（【][^\])）】]{0,40}[\])）】]\s*)?(?P<colon>[:：])(?P<rest>.*)",
     re.DOTALL,
 )
-_NOTES = "♩♪♫♬🎵🎶"
+_NOTES = "♩♪♫♬🎵🎶¶"
 _SUNG = re.compile(rf"[{_NOTES}]+[^{_NOTES}]*(?:[{_NOTES}]+|\Z)|\A\s*#\s[^#]*#\s*\Z")
+_OPEN = re.compile(r"[\[【［][^\[\]【】［］]*\Z|\A[^\[\]【】［］]*[\]】］]")
+"""A bracket that is closed or opened in another cue."""
+_OPEN_PAREN = re.compile(r"[(（]([^()（）]*)\Z")
+_STARRED = re.compile(r"\A\*[^*]+\*|\*[^*]+\*\Z")
 
 _SMALL_WORDS = frozenset(
     ("de", "da", "del", "der", "di", "do", "du", "la", "le", "of", "the", "van", "von", "and", "y")
@@ -140,28 +138,56 @@ def _parts(cue: Cue, rules: Rules, left_out: list[LeftOut]) -> list[_Part]:
     if cue.actor and "voice" in rules.forms:
         parts[0].name, parts[0].form = cue.actor, "voice"
     lines = list(_whole_lines(cue))
-    turns = sum(1 for _, line in lines if _TURN.match(_plain(_VOICE_MARK.sub("", line)).lstrip()))
+    turns = sum(1 for _, line in lines if _TURN.match(plain(VOICE_MARK.sub("", line)).lstrip()))
     for place, (number, raw) in enumerate(lines):
         for voice, fragment in _voices(raw):
             if voice and "voice" in rules.forms:
                 parts.append(_Part(number, voice, "voice"))
-            text = _plain(fragment)
-            if match := _TURN.match(text):
-                text = text[match.end() :]
-                if turns > 1 or place:
+            for text, chevrons in _turns(plain(fragment)):
+                if chevrons:
                     _begin(parts, number, turn=True)
-            elif match := _LONG_DASH.match(text):
-                text = text[match.end() :]
-            following = place + 1 < len(lines)
-            name, form, text = _tag(text, rules, number, left_out, following=following)
-            if name is not None:
-                _begin(parts, number, turn=parts[-1].turn and not parts[-1].lines)
-                parts[-1].name, parts[-1].form = name, form
-            if text:
-                if not parts[-1].lines:
-                    parts[-1].line = number
-                parts[-1].lines.append(text)
+                if match := _TURN.match(text):
+                    text = text[match.end() :]
+                    if turns > 1 or place:
+                        _begin(parts, number, turn=True)
+                elif match := _LONG_DASH.match(text):
+                    text = text[match.end() :]
+                for piece in _tagged_pieces(text, rules):
+                    _add(parts, piece, rules, number, left_out, following=place + 1 < len(lines))
     return [part for part in parts if part.lines]
+
+
+def _add(parts: list[_Part], text: str, rules: Rules, number: int, left_out: list[LeftOut], *, following: bool) -> None:
+    name, form, text = _tag(text, rules, number, left_out, following=following)
+    if name is not None:
+        _begin(parts, number, turn=parts[-1].turn and not parts[-1].lines)
+        parts[-1].name, parts[-1].form = name, form
+    if text:
+        if not parts[-1].lines:
+            parts[-1].line = number
+        parts[-1].lines.append(text)
+
+
+def _turns(text: str) -> Iterator[tuple[str, bool]]:
+    """The text cut at its chevrons; whether one stands before each piece."""
+    start, chevrons = 0, False
+    for match in _CHEVRONS.finditer(text):
+        if text[start : match.start()].strip():
+            yield text[start : match.start()].strip(), chevrons
+        start, chevrons = match.end(), True
+    yield text[start:], chevrons
+
+
+def _tagged_pieces(text: str, rules: Rules) -> Iterator[str]:
+    """The text cut where, behind the end of a sentence, a tag begins the next speaker's: a name that has a voice, or
+    one in capitals."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        name, _, _ = _colon_tag(text[match.end() :], rules)
+        if name is not None and (rules.has_voice(name) or name.isupper()):
+            yield text[start : match.start()]
+            start = match.end()
+    yield text[start:]
 
 
 def _begin(parts: list[_Part], line: int, *, turn: bool) -> None:
@@ -174,10 +200,11 @@ def _begin(parts: list[_Part], line: int, *, turn: bool) -> None:
 def _whole_lines(cue: Cue) -> Iterator[tuple[int, str]]:
     """The lines of the cue; those of a bracket that is closed in a later one, as one."""
     held: tuple[int, str] | None = None
-    for place, (number, line) in enumerate(cue.lines):
+    lines = [(number, unescaped(line)) for number, line in cue.lines]
+    for place, (number, line) in enumerate(lines):
         if held is not None:
             number, line = held[0], f"{held[1]} {line.strip()}"
-        tail = "".join(text for _, text in cue.lines[place + 1 :])
+        tail = "".join(text for _, text in lines[place + 1 :])
         if any(line.count(left) > line.count(right) and right in tail for left, right in _pairs(line)):
             held = number, line
         else:
@@ -201,19 +228,11 @@ def _pairs(line: str) -> tuple[tuple[str, str], ...]:
 def _voices(line: str) -> Iterator[tuple[str, str]]:
     """The line cut at its WebVTT voices: who begins to speak ("" where nobody does), and the text up to the next."""
     voice, start = "", 0
-    for match in _VOICE_MARK.finditer(line):
+    for match in VOICE_MARK.finditer(line):
         if match.start() > start or voice:
             yield voice, line[start : match.start()]
-        voice, start = _plain(match[1] or ""), match.end()
+        voice, start = plain(match[1] or ""), match.end()
     yield voice, line[start:]
-
-
-def _plain(text: str) -> str:
-    """Text without marks of type and place, its entities as characters."""
-    text = _MARK.sub("", _RUBY.sub("", _OVERRIDE.sub("", text)))
-    text = text.replace("\\N", " ").replace("\\h", " ")
-    text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
-    return " ".join(_CONTROL.sub(" ", _INVISIBLE.sub("", text)).split())
 
 
 def _tag(
@@ -282,7 +301,9 @@ def _without_sounds(text: str, line: int, left_out: list[LeftOut]) -> str:
         return take(match) if _inner(match).isupper() else match[0]
 
     text = _PAREN.sub(take_shouted, _BRACKET.sub(take, _SUNG.sub(take, text)))
-    return re.sub(r"\s+([,.])", r"\1", " ".join(text.split())) if len(left_out) > before else text
+    text = _STARRED.sub(take, _OPEN_PAREN.sub(take_shouted, _OPEN.sub(take, text)).strip())
+    text = " ".join(text.replace("*", "").split())
+    return re.sub(r"\s+([,.])", r"\1", text) if len(left_out) > before else text
 
 
 def _spaceless(character: str) -> bool:
