@@ -66,17 +66,18 @@ def read_speaker_table(text: str, name: str, cues: Sequence[Cue], mistakes: list
         delimiter, lines[place] = said[1], ""
     rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
     columns: tuple[int, int] | None = None
+    named = False
     try:
         for row in rows:
             fields = [field.strip() for field in row]
             if not any(fields):
                 continue
             if columns is None:
-                columns, is_heading = _columns(fields)
+                columns, is_heading, named = _columns(fields)
                 if is_heading:
                     continue
             where = f"{name} line {rows.line_num}"
-            if len(fields) <= max(columns) or (len(fields) > 2 and columns == (0, 1) and any(fields[2:])):
+            if len(fields) <= max(columns) or (not named and any(fields[2:])):
                 message = "a row is a cue's number or a time, and a name; more columns need headings (cue, speaker)"
                 mistakes.append(Mistake(where, message))
                 continue
@@ -93,14 +94,15 @@ def read_speaker_table(text: str, name: str, cues: Sequence[Cue], mistakes: list
     return table
 
 
-def _columns(fields: Sequence[str]) -> tuple[tuple[int, int], bool]:
-    """Where the cue and the name stand in each row, and whether this first row says so itself."""
+def _columns(fields: Sequence[str]) -> tuple[tuple[int, int], bool, bool]:
+    """Where the cue and the name stand in each row, whether this first row is one of headings, and whether these say
+    where."""
     folded = [field.casefold() for field in fields]
     keys = [place for place, field in enumerate(folded) if field in CUE_HEADINGS]
     names = [place for place, field in enumerate(folded) if field in NAME_HEADINGS]
     if keys and names:
-        return (keys[0], names[0]), True
-    return (0, 1), not any(character.isdigit() for character in fields[0])
+        return (keys[0], names[0]), True, True
+    return (0, 1), not any(character.isdigit() for character in fields[0]), False
 
 
 class _Finder:

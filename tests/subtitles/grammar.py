@@ -2,8 +2,8 @@
 
     python -m tests.subtitles.grammar [--files 20000] [--seed N]
 
-A file says what is spoken in it, or which line is broken. What must hold: the texts come back exactly, or a mistake names
-the broken line; and no time, number or tag is ever among the texts.
+A file says what is spoken in it, or which line is broken. What must hold: the texts come back exactly, or a mistake
+names the broken line; and no time, number or tag is ever among the texts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 from daemon.core.job import Limits
 from daemon.subtitles.job import Composed, Wishes, compose
 
-WORDS = {
-    "en": "the harbour was empty when we came back at night nobody knew her name or why he had gone so far away".split(),
-    "de": "das Mädchen fragt wo die Tür ist und warum wir so spät über die grüne Brücke kommen".split(),
-    "zh": "她去 哪儿 了 我 不知道 今天 早上 我们 一起 走".split(),
-    "ru": "где же она теперь никто не знает куда ушла сегодня утром".split(),
+SENTENCES = {
+    "en": "the harbour was empty when we came back at night nobody knew her name or why he had gone so far",
+    "de": "das Mädchen fragt wo die Tür ist und warum wir so spät über die grüne Brücke kommen",
+    "zh": "她去 哪儿 了 我 不知道 今天 早上 我们 一起 走",
+    "ru": "где же она теперь никто не знает куда ушла сегодня утром",
 }
+WORDS = {language: sentence.split() for language, sentence in SENTENCES.items()}
 ODD_WORDS = ("7", "42", "11:30", "3:2", "1,5", "e-mail", "C#", "50%", "A&E", "x<5")
 ENDS = (".", "?", "!", "...")
 
@@ -142,7 +143,14 @@ def _timing(chance: random.Random, start: int, end: int, *, sign: str, vtt: bool
 
 
 def _number(chance: random.Random, number: int) -> str:
-    forms = (str(number), f"#{number}", f"{number}.", str(number).translate(FULL_WIDTH), f"\ufeff{number}", f"({number})")
+    forms = (
+        str(number),
+        f"#{number}",
+        f"{number}.",
+        str(number).translate(FULL_WIDTH),
+        f"\ufeff{number}",
+        f"({number})",
+    )
     return forms[0] if chance.random() < 0.7 else chance.choice(forms)
 
 

@@ -1,4 +1,4 @@
-"""Files from a grammar of what people's subtitles are like; ``python -m tests.subtitles.grammar`` reads more of them."""
+"""Files from a grammar of what people's subtitles are like; ``python -m tests.subtitles.grammar`` reads more."""
 
 from __future__ import annotations
 

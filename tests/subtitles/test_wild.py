@@ -141,7 +141,7 @@ _
 00:00:05.759 --> 00:00:08.000 align:start position:0%
 empty when
 we<00:00:06.000><c> came</c>
-"""
+""".replace("_", " ")
 
 
 def test_captions_that_roll_up_are_spoken_once(tmp_path: Path) -> None:
@@ -331,3 +331,48 @@ def test_a_cue_without_length_is_told(tmp_path: Path) -> None:
     composed = made(tmp_path, "1\n00:00:01,000 --> 00:00:01,000\nNo time.\n")
     assert [notice.where for notice in composed.notices] == ["line 2"]
     assert "end" not in composed.document["segments"][0]
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["cue;speaker;note\n2;bo;höflich\n", "sep=;\ncue;speaker\n2;bo\n", '"sep=,"\n2,bo\n', "note,speaker,cue\nx,bo,2\n"],
+)
+def test_tables_as_spreadsheets_save_them(tmp_path: Path, table: str) -> None:
+    """Further columns with headings, Excel's first line, a mark of the encoding."""
+    file = tmp_path / "cast.csv"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        file.write_bytes(table.replace("\n", "\r\n").encode(encoding))
+        assert spoken(tmp_path, srt("a", "b"), speaker_table=file) == ["a", "bo: b"]
+
+
+CAST = '[anna]\naudio = "a.wav"\ntext = "Größe."\n[bo]\naudio = "b.wav"\ntext = "Two."\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_files_of_voices_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    """What had to be guessed is said."""
+    voices = tmp_path / "cast.toml"
+    voices.write_bytes(CAST.encode(encoding))
+    (tmp_path / "film.srt").write_text(srt("BO: a", "ANNA: b"))
+    composed = compose(Wishes(tmp_path / "film.srt", tmp_path, voice_files=(voices,)), Limits())
+    assert not composed.mistakes
+    assert [voice.references[0].text for voice in composed.voices] == ["Two.", "Größe."]
+    assert bool(composed.notices) == (encoding == "cp1252")
+
+
+def test_a_path_of_windows_in_a_file_of_voices(tmp_path: Path) -> None:
+    """What to write instead."""
+    voices = tmp_path / "cast.toml"
+    voices.write_text('[anna]\naudio = "C:\\voices\\anna.wav"\ntext = "One."\n')
+    (mistake,) = (m for m in made(tmp_path, srt("a"), voice_files=(voices,)).mistakes if "voices" in m.where)
+    assert "needs \\\\ for each \\" in mistake.message
+
+
+def test_a_reference_text_in_another_encoding(tmp_path: Path) -> None:
+    """That it was guessed is said, with the text to judge it by."""
+    (tmp_path / "a.txt").write_bytes("你好，世界。".encode("gbk"))
+    voice = f"anna={tmp_path / 'a.wav'}:@{tmp_path / 'a.txt'}"
+    (tmp_path / "film.srt").write_text(srt("a"))
+    composed = compose(Wishes(tmp_path / "film.srt", tmp_path, voices=(voice,), language="zh"), Limits())
+    assert composed.voices[0].references[0].text == "你好，世界。"
+    assert ["你好，世界。" in notice.message for notice in composed.notices] == [True]
