@@ -77,6 +77,9 @@ INDISTINCT = 0.05
 """Measures of disorder (charset-normalizer's ``chaos``, from 0) that say nothing about which of two is right."""
 
 
+_RUNS = re.compile(rb"[\x80-\xff]+")
+
+
 class NotText(Exception):
     """The bytes can't be read; the message says why and what to do."""
 
@@ -235,7 +238,7 @@ def _guess(data: bytes, language: str | None) -> str:
     import charset_normalizer
 
     primary = (language or "").partition("-")[0].casefold()
-    preferred = BY_LANGUAGE.get(primary, ())
+    preferred = BY_LANGUAGE.get(primary, ("cp1252",) if primary else ())
     # What is the same in all of them tells nothing.
     telling = b"\n".join(line for line in re.split(rb"[\r\n]+", data) if not line.isascii())
     for name in preferred:
@@ -254,11 +257,13 @@ def _guess(data: bytes, language: str | None) -> str:
 def _is_of(language: str, data: bytes, encoding: str) -> bool:
     """Whether all of the data's letters beyond ASCII are of the language's own script, read so. A few bytes are too
     little for statistics; with the language they are enough."""
-    scripts = SCRIPTS.get(language)
-    if scripts is None:
-        return False
     try:
-        letters = [character for character in data.decode(encoding) if character.isalpha() and not character.isascii()]
+        text = data.decode(encoding)
     except UnicodeDecodeError:
         return False
-    return bool(letters) and all(unicodedata.name(letter, "").startswith(scripts) for letter in letters)
+    letters = [character for character in text if character.isalpha() and not character.isascii()]
+    scripts = SCRIPTS.get(language, ("LATIN",))
+    if not letters or not all(unicodedata.name(letter, "").startswith(scripts) for letter in letters):
+        return False
+    # Anything can be read as letters of Western Europe; but there they stand alone, between plain ones.
+    return scripts != ("LATIN",) or max(map(len, _RUNS.findall(data))) == 1
