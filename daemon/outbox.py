@@ -299,7 +299,9 @@ def write_results(
             speaker = live.segment.speaker
             number = speakers[speaker].numeric
             by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": name})
-    write_json(folder / "results.json", by_speaker if job.job.results == "encode" else by_index)
+    # On one line: LocalClip looks for a line that is a whole JSON value.
+    line = json.dumps(by_speaker if job.job.results == "encode" else by_index, ensure_ascii=False)
+    files.write_atomically(folder / "results.json", line.encode("utf-8", "backslashreplace") + b"\n")
 
 
 class NotPlaced(Exception):

@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from daemon.core.json_document import BadNumber
+from daemon.core.json_document import UNESCAPED, BadNumber
 from daemon.core.reasons import Reasons, member, nearest, quoted
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/\x00-\x1f]")
+_DIGITS = re.compile(r"[+-]?[0-9]{1,18}\Z")
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?\Z")
+_CLOCK = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{1,2}(?:[.,][0-9]{1,9})?)\Z")
 
 
 def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -103,10 +107,13 @@ class Fields:
         self.refuse(name, "wrong_type", f"{self._written[name]} must be {expected}, not {describe(value)}")
 
     def integer(self, name: str, low: int, high: int, *, required: bool = False) -> int | None:
-        """A whole number, written as one: neither true, nor "3", nor 3.0."""
+        """A whole number; as a text, "3", and as 3.0 it is one too, but true is none."""
         value = self.raw(name, required=required)
         if value is None:
             return None
+        as_text = isinstance(value, str) and _DIGITS.match(value.strip())
+        if as_text or (isinstance(value, float) and value.is_integer()):
+            value = int(value)
         if type(value) is not int:
             self.wrong_type(name, "a whole number", value)
         elif not low <= value <= high:
@@ -116,10 +123,23 @@ class Fields:
         return None
 
     def number(self, name: str, accepts: Callable[[float], bool], expected: str) -> float | None:
-        """A finite number that ``accepts`` likes; ``expected`` says which ones those are ("above 0")."""
+        """A finite number that ``accepts`` likes, or a text that is one; ``expected`` says which ones those are ("above
+        0")."""
+        return self._number(name, self.raw(name), accepts, expected)
+
+    def moment(self, name: str, latest: float) -> float | None:
+        """Seconds from 0 to ``latest``, also as a clock shows them: "1.2", "00:00:01,200"."""
         value = self.raw(name)
+        if isinstance(value, str) and (clock := _CLOCK.match(value.strip())):
+            hours, minutes, seconds = clock.groups()
+            value = int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
+        return self._number(name, value, lambda moment: 0 <= moment <= latest, f"from 0 to {latest:,.0f} seconds")
+
+    def _number(self, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> float | None:
         if value is None:
             return None
+        if isinstance(value, str) and _DECIMAL.match(value.strip()):
+            value = float(value)
         if type(value) is not int and type(value) is not float:
             self.wrong_type(name, "a number", value)
         elif not accepts(value):
@@ -139,7 +159,8 @@ class Fields:
             message = f"{self._written[name]} has {len(value)} characters; the limit is {longest}"
             self.refuse(name, "too_long", message)
         elif control := _CONTROL.search(value):
-            message = f"{self._written[name]} holds the control character U+{ord(control[0]):04X}: take it out"
+            what = UNESCAPED if _WINDOWS_PATH.match(value) else "take it out"
+            message = f"{self._written[name]} holds the control character U+{ord(control[0]):04X}: {what}"
             self.refuse(name, "control_character", message)
         else:
             return value

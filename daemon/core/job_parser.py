@@ -1,8 +1,9 @@
 """Bytes to a ``Job``, or every reason why not.
 
 The document is read in two steps: ``json_document`` makes a tree of it or says why it is none, and the readers here
-(``localclip`` for the configs of that editor) go through the tree and note each fault with its JSON path. Nothing is
-repaired: a job means what it says, or it is rejected.
+(``localclip`` for the configs of that editor) go through the tree and note each fault with its JSON path. What has one
+meaning is taken, as "3" where a number is asked for; nothing else is repaired: a job means what it says, or it is
+rejected.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from daemon.core.job_id import fold_job_id, job_id_problem
 from daemon.core.job_settings import (
     LARGEST_INDEX,
     LARGEST_SEED,
+    LATEST_S,
     SETTINGS,
     check_count,
     check_schema,
@@ -180,8 +182,7 @@ def _speaker_check(speakers: Mapping[str, object], reasons: Reasons) -> Callable
 
 
 def _read_times(segment: Fields) -> tuple[float | None, float | None]:
-    start = segment.number("start", lambda value: value >= 0, "0 or more seconds")
-    end = segment.number("end", lambda value: value >= 0, "0 or more seconds")
+    start, end = segment.moment("start", LATEST_S), segment.moment("end", LATEST_S)
     if start is not None and end is not None and end < start:
         segment.refuse("end", "end_before_start", f"the segment ends at {end} s, before it starts at {start} s")
     return start, end

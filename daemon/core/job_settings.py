@@ -16,10 +16,15 @@ from daemon.core.reasons import Reasons, nearest, quoted
 SCHEMA = 1
 LARGEST_SEED = 2**63 - 1
 LARGEST_INDEX = 2**31 - 1
+LATEST_S = 360_000.0
+"""The longest film, and where its last line may end: 100 hours."""
 
 SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 """What a WAV may hold, as libsndfile names it: the encodings with one value a sample. Its block codecs (ADPCM, GSM)
 pad a recording to whole blocks, so that its length would no longer be the segment's."""
+
+_SUBTYPE_OF_BITS = {"16": "PCM_16", "24": "PCM_24"}
+"""What bits mean by themselves; 32 of them may be whole numbers or floats."""
 
 FITS = ("speed",)
 FASTEST = 2.0
@@ -61,8 +66,13 @@ def read_settings(job: Fields, *, stem: str) -> JobSettings:
     """The settings of a job whose file is called ``stem``.json; whatever is wrong is noted and replaced by the
     default."""
     language = job.text("language", _LONGEST_LANGUAGE)
-    if language is not None and not _LANGUAGE.match(language):
-        job.refuse("language", "bad_language", f"{quoted(language)} is no language tag such as 'en' or 'pt-BR'")
+    if language is not None:
+        # A locale of POSIX names its language as a tag does.
+        language = language.strip().partition(".")[0].replace("_", "-")
+        if _LANGUAGE.match(language):
+            language = _as_tags_are_written(language)
+        else:
+            job.refuse("language", "bad_language", f"{quoted(language)} is no language tag such as 'en' or 'pt-BR'")
     priority = read_priority(job)
     return JobSettings(
         job_id=read_job_id(job, stem),
@@ -71,6 +81,13 @@ def read_settings(job: Fields, *, stem: str) -> JobSettings:
         parameters=_read_parameters(job.inner("defaults", _PARAMETERS, "defaults")),
         output=_read_output(job.inner("output", _OUTPUT, "output")),
     )
+
+
+def _as_tags_are_written(tag: str) -> str:
+    """The language in small letters, a region in capitals, a script with one (RFC 5646, section 2.1.1)."""
+    first, *rest = tag.split("-")
+    cases = {2: str.upper, 4: str.title}
+    return "-".join([first.lower(), *(cases.get(len(part), str.lower)(part) for part in rest)])
 
 
 def check_schema(job: Fields, reasons: Reasons) -> None:
@@ -117,8 +134,10 @@ def _read_parameters(given: Fields) -> Parameters:
 
 def _read_output(given: Fields) -> Output:
     sample_rate = given.integer("sample_rate", 8_000, 192_000)
-    subtype = given.text("subtype", _LONGEST_ID)
-    if subtype is not None and subtype not in SUBTYPES:
+    subtype = _SUBTYPE_OF_BITS.get(str(given.raw("subtype"))) or given.text("subtype", _LONGEST_ID)
+    if subtype is not None and subtype.upper() in SUBTYPES:
+        subtype = subtype.upper()
+    elif subtype is not None:
         near = nearest(subtype, SUBTYPES)
         hint = f"did you mean {near}?" if near else f"it can be one of {', '.join(SUBTYPES)}"
         given.refuse("subtype", "bad_subtype", f"{quoted(subtype)} is not what a WAV can hold; {hint}")

@@ -29,6 +29,10 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
+UNESCAPED = "a backslash is written \\\\, as in C:\\\\clips\\\\anna.wav, or / is written in its place"
+"""What to do about a path of Windows whose backslashes are not escaped."""
+
+
 class BadNumber(NamedTuple):
     """Stands in the tree for a number that was refused; the reason has been noted."""
 
@@ -120,6 +124,8 @@ class _Parser:
             what = error.msg.removesuffix(" at")
             cut_off = what.startswith("Unterminated") or not text[error.pos : error.pos + 64].strip(" \t\r\n\0")
             hint = "; the file is empty or cut off" if cut_off else ""
+            if "escape" in error.msg:
+                hint = f"; {UNESCAPED}"
             message = f"not JSON: {what} at line {error.lineno}, column {error.colno}{hint}"
             self._reasons.add("$", "not_json", message)
             raise self._reasons.rejection(incomplete=True) from error

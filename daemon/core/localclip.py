@@ -8,6 +8,9 @@ that id, the following ones are called ``ID#2``, ``ID#3``.
 Encode: ``{"mode": "encode", "speakers": [{speaker_id, reference_audio, reference_text, output_npy}]}``; see
 ``Job.task``.
 
+That editor writes what its own engine takes: an empty ``reference_text`` (its default), longer texts, no tasks at all.
+These are taken as it does, and said in ``Job.ignored``.
+
 The scheme grew with its editor and has no fixed list of keys, so a key that is not used here is no fault; it is named
 in ``Job.ignored``. dubd's own settings (job_id, language, priority, defaults, output) are obeyed where they are added.
 """
@@ -25,7 +28,6 @@ from daemon.core.job_settings import (
     JobSettings,
     check_count,
     read_path,
-    read_reference_text,
     read_settings,
     read_speaker_id,
 )
@@ -52,10 +54,20 @@ _WHY_IGNORED = {
 }
 _MOST_IGNORED = 200
 
+LONG_TEXT = Limits().text_characters
+"""Characters from which on a text is said to be long, whatever the limits are now: a job is read again at each start."""
+
+LONGER_TEXTS = 8
+"""Times ``limits.text_characters`` that a text may have here: its segment can't be divided by whoever wrote it, and the
+engine speaks it in pieces."""
+
+_OF_OTHER_ENGINES = ("reference_audio", "model_dir", "speaker_name")
+"""Keys that LocalClip's configs for its other engines have in the place of ``npy_file``."""
+
 
 def is_config(tree: Mapping[str, Any]) -> bool:
-    """The document is LocalClip's, not dubd's own: it says its mode."""
-    return "mode" in tree and "segments" not in tree
+    """The document is LocalClip's, not dubd's own: it says its mode, or has tasks."""
+    return "segments" not in tree and ("mode" in tree or "tasks" in tree)
 
 
 def read_config(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: Reasons) -> Job:
@@ -66,6 +78,13 @@ def read_config(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: 
     """
     config = Fields(tree, "$", _CONFIG, reasons)
     mode = config.raw("mode")
+    if (other := _other_engine(tree)) is not None:
+        message = (
+            f"{other} says that this config is for another engine of LocalClip's; dubd reads those for fish-speech, "
+        )
+        message += "whose tasks have an npy_file: encode the recordings first (mode 'encode')"
+        config.refuse("mode", "other_engine", message)
+        raise reasons.rejection()
     if mode not in _MODES:
         near = nearest(mode, _MODES) if isinstance(mode, str) else None
         hint = f"; did you mean {quoted(near)}?" if near else ""
@@ -79,10 +98,20 @@ def read_config(tree: Mapping[str, Any], *, stem: str, limits: Limits, reasons: 
     return _read_encode(config, settings, ignored, limits, reasons)
 
 
+def _other_engine(tree: Mapping[str, Any]) -> str | None:
+    """The key that says that the config is for another engine of LocalClip's than fish-speech; None where none does."""
+    tasks = tree.get("tasks")
+    task = next((task for task in tasks if isinstance(task, dict)), {}) if isinstance(tasks, list) else {}
+    if "npy_file" in task:
+        return None
+    return next((key for key in _OF_OTHER_ENGINES if key in task or (tasks and key in tree)), None)
+
+
 def _read_generate(config: Fields, settings: JobSettings, ignored: _Ignored, limits: Limits, reasons: Reasons) -> Job:
     items = config.items("tasks")
-    if items is not None:
+    if items:
         check_count(config, "tasks", items, limits)
+    longest = limits.text_characters * LONGER_TEXTS
     voices = _Voices()
     segments = []
     paths: dict[int, str] = {}
@@ -92,9 +121,11 @@ def _read_generate(config: Fields, settings: JobSettings, ignored: _Ignored, lim
         if index is not None and (first := paths.setdefault(index, task.path)) != task.path:
             task.refuse("segment_index", "duplicate_index", f"the index {index} is given already, in {first}")
         speaker_id = read_speaker_id(task, "speaker_id")
-        text = task.text("target_text", limits.text_characters, required=True)
+        text = task.text("target_text", longest, required=True)
+        if text is not None and len(text) > LONG_TEXT:
+            ignored.say(f"{task.path_of('target_text')}: {len(text)} characters are spoken in pieces, as one segment")
         npy_file = read_path(task, "npy_file", required=True)
-        reference_text = read_reference_text(task, "reference_text", limits)
+        reference_text = _reference_text(task, limits, ignored)
         output_file = read_path(task, "output_file")
         if index is None or speaker_id is None or text is None or npy_file is None or reference_text is None:
             continue
@@ -118,7 +149,7 @@ def _read_generate(config: Fields, settings: JobSettings, ignored: _Ignored, lim
 
 def _read_encode(config: Fields, settings: JobSettings, ignored: _Ignored, limits: Limits, reasons: Reasons) -> Job:
     items = config.items("speakers")
-    if items is not None:
+    if items:
         check_count(config, "speakers", items, limits)
     speakers: dict[str, Speaker] = {}
     segments = []
@@ -130,7 +161,7 @@ def _read_encode(config: Fields, settings: JobSettings, ignored: _Ignored, limit
             message = f"the speaker {quoted(speaker_id)} is given already, in {first}"
             fields.refuse("speaker_id", "duplicate_speaker", message)
         audio = read_path(fields, "reference_audio", required=True)
-        text = read_reference_text(fields, "reference_text", limits)
+        text = _reference_text(fields, limits, ignored)
         output_npy = read_path(fields, "output_npy")
         if speaker_id is None or audio is None or text is None:
             continue
@@ -151,6 +182,17 @@ def _read_encode(config: Fields, settings: JobSettings, ignored: _Ignored, limit
         results="encode",
         ignored=ignored.lines(),
     )
+
+
+def _reference_text(fields: Fields, limits: Limits, ignored: _Ignored) -> str | None:
+    """What is said in the reference; "" where the config leaves it empty, as that editor's default is."""
+    if isinstance(value := fields.raw("reference_text"), str) and not value.strip():
+        ignored.say(
+            f"{fields.path_of('reference_text')}: it is empty; the voice is used without the text of its recording, "
+            "and is better with it"
+        )
+        return ""
+    return fields.text("reference_text", limits.text_characters, required=True)
 
 
 class _Voices:
@@ -187,7 +229,13 @@ class _Ignored:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
+        self._said: list[str] = []
         self._unlisted = 0
+
+    def say(self, line: str) -> None:
+        """Add a line about something that is not as it should be."""
+        if len(self._said) < _MOST_IGNORED:
+            self._said.append(line)
 
     def note(self, fields: Fields, pattern: str) -> None:
         """Note the unknown keys of ``fields``; ``pattern`` is the path that all objects of its kind share."""
@@ -204,6 +252,7 @@ class _Ignored:
             f"{path}: {self._reasons[path]}" + (f" ({count} times)" if count > 1 else "")
             for path, count in self._counts.items()
         ]
+        lines += self._said
         if self._unlisted:
             lines.append(f"$: {self._unlisted} more keys that dubd does not use")
         return tuple(lines)

@@ -277,7 +277,7 @@ HOSTILE: dict[str, tuple[bool, set[tuple[str, str]]]] = {
     "localclip_generate": (
         False,
         {
-            ("$.tasks[0].reference_text", "empty_reference_text"),
+            ("$.tasks[0].reference_text", "wrong_type"),
             ("$.tasks[1].segment_index", "duplicate_index"),
             ("$.tasks[1].npy_file", "missing_field"),
             ("$.tasks[2]", "wrong_type"),
@@ -534,3 +534,53 @@ def test_an_id_that_passes_stays_in_the_outbox(job_id: str) -> None:
         assert not re.search(r'[\x00-\x1f/\\:*?"<>|]', job_id)
         assert unicodedata.is_normalized("NFC", job_id)
         assert len(job_id.encode()) <= 120
+
+
+PLAIN = {
+    ("$.segments[0].index", "0"): ("index", 0),
+    ("$.segments[0].index", 7.0): ("index", 7),
+    ("$.segments[0].start", "1.2"): ("start", 1.2),
+    ("$.segments[0].start", "00:00:01,200"): ("start", 1.2),
+    ("$.segments[0].start", "1:01:01.5"): ("start", 3661.5),
+    ("$.segments[0].start", "02:05"): ("start", 125.0),
+}
+
+
+@pytest.mark.parametrize(("place", "found"), PLAIN.items())
+def test_what_has_one_meaning_is_taken(place: tuple[str, object], found: tuple[str, object]) -> None:
+    """Numbers as spreadsheets and other languages write them, times as a clock shows them."""
+    name = place[0].rpartition(".")[2]
+    job = parse(document([{**SEGMENT, name: place[1]}]))
+    assert getattr(job.segments[0], found[0]) == found[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [("zh_CN", "zh-CN"), ("en-us", "en-US"), ("EN", "en"), ("zh-hant-tw", "zh-Hant-TW"), ("de_DE.UTF-8", "de-DE")],
+)
+def test_a_language_as_systems_write_it(written: str, tag: str) -> None:
+    """Locales and tags in any case are the same language."""
+    assert parse(document(language=written)).language == tag
+
+
+def test_an_output_as_people_write_it() -> None:
+    """A rate as a text or with a point; bits, and names in small letters."""
+    for rate in ("48000", 48000.0):
+        for subtype in ("24", 24, "pcm_24"):
+            output = parse(document(output={"sample_rate": rate, "subtype": subtype})).output
+            assert (output.sample_rate, output.subtype) == (48000, "PCM_24")
+
+
+def test_times_end_with_the_longest_film() -> None:
+    """A start beyond a hundred hours is a slip, and would be a track of any length."""
+    for start in (1e300, 360_001, "999:00:00"):
+        rejected = refusal(document([{**SEGMENT, "start": start}]))
+        assert codes(rejected) == [("$.segments[0].start", "out_of_range")]
+
+
+def test_a_path_of_windows_with_its_backslashes_unescaped() -> None:
+    r"""It is said what to write: as JSON that can't be read (\c), or as one that holds a control character (\b)."""
+    for path in (r"C:\clips\anna.wav", r"C:\bo.wav"):
+        written = json.dumps(document()).replace('"a.wav"', f'"{path}"')
+        (reason,) = refusal(written.encode()).reasons
+        assert r"C:\\clips\\anna.wav" in reason.message

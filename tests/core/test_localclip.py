@@ -102,7 +102,6 @@ def test_dubds_own_settings_may_be_added() -> None:
 def test_every_reason_is_given() -> None:
     tasks = [task(0, reference=" "), task(0, True), task(-1, npy=""), {"segment_index": 5}, 7]
     assert sorted(reasons({"mode": "generate", "tasks": tasks})) == [
-        ("$.tasks[0].reference_text", "empty_reference_text"),
         ("$.tasks[1].segment_index", "duplicate_index"),
         ("$.tasks[1].speaker_id", "wrong_type"),
         ("$.tasks[2].npy_file", "empty_path"),
@@ -115,6 +114,27 @@ def test_every_reason_is_given() -> None:
     ]
 
 
+def without_codes(**more: str) -> dict[str, Any]:
+    """A task of a config for another engine of LocalClip's."""
+    made: dict[str, Any] = {**task(0), **more}
+    del made["npy_file"]
+    return made
+
+
+def test_what_that_editor_writes_is_taken_as_it_takes_it() -> None:
+    """Its default of an empty text, texts that are longer than ours, numbers as texts, no tasks; and it is said."""
+    long = {**task(1), "target_text": "a long one. " * 208, "segment_index": "1"}
+    job = parse({"mode": "generate", "tasks": [task(0, reference=""), long]})
+    assert job.speakers[0].references[0].text == ""
+    assert (job.segments[1].index, len(job.segments[1].text)) == (1, 2496)
+    assert [line.partition(":")[0] for line in job.ignored] == [
+        "$.tasks[0].reference_text",
+        "$.tasks[1].target_text",
+    ]
+    assert parse({"mode": "generate", "tasks": []}).segments == ()
+    assert parse({"mode": "encode", "speakers": []}).segments == ()
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -122,9 +142,11 @@ def test_every_reason_is_given() -> None:
         ({"mode": None, "tasks": []}, ("$.mode", "bad_mode")),
         ({"mode": ["generate"], "tasks": []}, ("$.mode", "bad_mode")),
         ({"mode": "generate"}, ("$.tasks", "missing_field")),
-        ({"mode": "generate", "tasks": []}, ("$.tasks", "nothing_to_do")),
         ({"mode": "generate", "tasks": {}}, ("$.tasks", "wrong_type")),
-        ({"mode": "encode", "speakers": []}, ("$.speakers", "nothing_to_do")),
+        ({"tasks": [task(0)]}, ("$.mode", "bad_mode")),
+        ({"mode": "generate", "tasks": [without_codes(reference_audio="a.wav")]}, ("$.mode", "other_engine")),
+        ({"mode": "clone", "model_dir": "m", "tasks": [without_codes()]}, ("$.mode", "other_engine")),
+        ({"model_dir": "m", "tasks": [without_codes(speaker_name="x")]}, ("$.mode", "other_engine")),
         ({"mode": "generate", "tasks": [task(i) for i in range(10_001)]}, ("$.tasks", "too_many_segments")),
     ],
 )

@@ -225,3 +225,18 @@ def test_a_recording_that_is_none(dubd: DaemonUnderTest) -> None:
     speaker = {"speaker_id": 0, "reference_audio": "voice_0.npy", "reference_text": "x"}
     dubd.drop("no_recording", {"mode": "encode", "speakers": [speaker]}, recorded=False)
     assert [code for _, code in dubd.rejection("no_recording")] == ["unreadable"]
+
+
+def test_what_that_editor_leaves_empty(dubd: DaemonUnderTest) -> None:
+    """An empty text of a reference is used, and said; no tasks are a job that is done; the answer is one line."""
+    config = generate({0: None, 1: None})
+    config["tasks"][0]["reference_text"] = ""
+    config["tasks"][1]["target_text"] = "A long one. " * 208
+    manifest = dubd.run("empty_text", config)
+    assert manifest["status"] == "done"
+    assert any("reference_text" in line for line in manifest["ignored"])
+    assert any("2496 characters" in line for line in manifest["ignored"]), manifest["ignored"]
+    lines = (dubd.outbox / "empty_text" / "results.json").read_text().splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["0", "1"]]
+    manifest = dubd.run("nothing", {"mode": "generate", "tasks": []})
+    assert (manifest["status"], manifest["counts"]["total"], results(dubd, "nothing")) == ("done", 0, {})
