@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -236,11 +237,17 @@ def read_regular(path: Path | str, most: int, within: int | None = None) -> byte
 
 
 def holds(path: Path, sha256: object) -> bool:
-    """Whether a regular file of that content is there and can be read."""
+    """Whether a regular file of that content is there and can be read.
+
+    Raises:
+        OSError: the machine lacks what it takes to look (SHORTAGES).
+    """
     try:
         with open(open_regular(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return False
 
 
@@ -319,6 +326,23 @@ def rename_new(source: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     disk.rename(source, target)
+
+
+def put_aside(path: Path, folder: Path) -> Path:
+    """Move what lies at ``path``, of any kind, into ``folder``, which is made, under its own name or a free one like
+    it; where it is then. Both are on one file system.
+
+    Raises:
+        OSError: it still lies where it was.
+    """
+    make_folder(folder)
+    for number in itertools.count(1):
+        aside = folder / (path.name if number == 1 else f"{path.name}.{number}")
+        if not os.path.lexists(aside):
+            with contextlib.suppress(FileExistsError):
+                rename_new(path, aside)
+                return aside
+    raise AssertionError  # there is always another number
 
 
 def move(source: Path, target: Path) -> None:

@@ -43,6 +43,10 @@ class HookProcess(DetachedProcess):
         super()._signal(signal.SIGTERM if number == signal.SIGKILL else number)
 
 
+MOST_BYTES = 1 << 16
+"""Of what is remembered of a hook."""
+
+
 class Hooks:
     """``settings`` is replaced when the configuration is read again."""
 
@@ -96,7 +100,7 @@ class Hooks:
 
     async def _pay(self, path: Path) -> None:
         try:
-            owed = json.loads(await anyio.to_thread.run_sync(path.read_bytes))
+            owed = json.loads(await anyio.to_thread.run_sync(files.read_regular, path, MOST_BYTES))
             command = self.settings.hooks.on_done
             if command:
                 await self._run_command(command, owed)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from daemon import files, finishing
 from daemon.config import Settings
 from daemon.core.identity import EngineContent, Occurrences, ReferenceContent, derive_seed, segment_key
@@ -22,6 +24,8 @@ from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, buil
 from daemon.outbox import TakenNames
 from daemon.redo import compose_redo, seed_of_next_take
 from daemon.references import ReferenceRefused, snapshot_reference
+
+log = structlog.get_logger("dubd.job")
 
 MAX_REASONS = 200
 
@@ -163,6 +167,30 @@ def _snapshot_once(
         except ReferenceRefused as bad:
             done[key] = bad
     return done[key]
+
+
+def restore_references(job: LiveJob, settings: Settings) -> None:
+    """Look whether the references of a job from an earlier run of the daemon are what was accepted. One that is not is
+    copied anew from where it came from, if that is the same still; else ``job.lost`` says so. Runs in a thread."""
+    folder = job.folder / "references"
+    asked = {speaker.id: speaker.references for speaker in job.job.speakers}
+    for speaker, references in job.voices.items():
+        for kept, reference in zip(references, asked.get(speaker, ()), strict=False):
+            path = folder / kept.file
+            if files.holds(path, kept.sha256):
+                continue
+            log.error("a reference is not what was accepted; it is copied anew", job=job.job_id, file=str(path))
+            files.discard(path)
+            try:
+                files.make_folder(folder)
+                again = _snapshot_once(reference, settings, folder, {})
+                why = str(again) if isinstance(again, ReferenceRefused) else "it is another recording now"
+            except OSError as error:
+                again, why = None, error.strerror or str(error)
+            if not isinstance(again, VoiceReference) or again.sha256 != kept.sha256:
+                job.lost = (
+                    f"the copy of {reference.path} was damaged, and can't be made anew: {why}; submit the job again"
+                )
 
 
 def give_keys(job: LiveJob, engine: EngineIdentity, options: dict[str, object]) -> None:

@@ -34,6 +34,7 @@ from daemon.intake import give_keys
 from daemon.live_job import EngineIdentity, LiveJob
 from daemon.mounts import Mounts
 from daemon.narration import Narration
+from daemon.outbox import OutboxConflict
 from daemon.pool import Pool
 from daemon.recorder import Recorder
 from daemon.redo import look_back
@@ -43,11 +44,26 @@ from daemon.store import Delivery
 
 log = structlog.get_logger("dubd.job")
 
+MOST_OF_AN_ERROR = 300
+"""Characters of an unforeseen error that the manifest tells."""
+
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 PUBLISH_BATCH = 256
 
 T = TypeVar("T")
+
+
+class JobFailed(Exception):
+    """The whole job fails, for this reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Stumbled(Exception):
+    """A job that the daemon could not bring to any end."""
 
 
 class JobHost(Protocol):
@@ -99,9 +115,12 @@ class JobRun:
         self._folder = Path()
         self._outbox: tuple[int, int] | None = None
         """Which folder the outbox was when the job's folder was made in it (device and inode)."""
+        self._check_stored = False
         self._takes = 0
         """How often that had to be done anew."""
         self._reported = False
+        self.failure: tuple[str, str] | None = None
+        """The code and the message with which the whole job fails."""
         self.result_bytes = result_bytes(job.job)
         """What the whole job will write, about."""
 
@@ -113,19 +132,24 @@ class JobRun:
     def began(self, worker: int, speaker: str) -> None:
         if self._dispatched_at is None:
             self._dispatched_at = time.monotonic()
-        if self._narration is not None:
-            self._narration.began(worker, speaker)
+        self._narrate(lambda narration: narration.began(worker, speaker))
         self._changed.set()
 
     def stored(self, position: int, worker: int) -> None:
         self._cost_here += self.job.segments[position].cost
-        if self._narration is not None:
-            self._narration.spoken(worker, self.job.segments[position].segment.speaker)
+        self._narrate(lambda narration: narration.spoken(worker, self.job.segments[position].segment.speaker))
         self._changed.set()
 
     def failed(self, position: int, worker: int) -> None:
+        self._narrate(lambda narration: narration.failed(worker, self.job.segments[position].segment.speaker))
+
+    def _narrate(self, tell: Callable[[Narration], None]) -> None:
+        """What people follow in the log must not cost the job anything."""
         if self._narration is not None:
-            self._narration.failed(worker, self.job.segments[position].segment.speaker)
+            try:
+                tell(self._narration)
+            except Exception:
+                log.exception("a line of the job's story could not be told", job=self.job.job_id)
 
     def end(self) -> None:
         self._all_ended = True
@@ -166,11 +190,87 @@ class JobRun:
     # --- the road -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """The whole road. A mistake of the daemon's own on it fails this job, and nothing else.
+
+        Raises:
+            OutboxConflict: the job's folder can't be had.
+            Stumbled: the job could not even be failed in order.
+        """
+        try:
+            await self._run()
+        except OutboxConflict:
+            raise
+        except Exception as error:
+            log.exception("the daemon stumbled over a job; it fails, the others go on", job=self.job.job_id)
+            code, message = getattr(error, "code", "internal_error"), str(error)
+            if not isinstance(error, JobFailed):
+                told = f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR]
+                message = f"the daemon stumbled over this job ({told}); its log has the whole story"
+            await self._end_as_failed(code, message)
+
+    async def _end_as_failed(self, code: str, message: str) -> None:
+        """Put in order what still can be: what was spoken is published, the rest fails for this reason, and the
+        manifest says so."""
+        self.failure = code, message
+        if not self.job.ended:
+            if self._outbox is None:
+                await self._have_folder()
+            for step in (self._fail_what_waits, self._publish_the_rest, self._finish):
+                try:
+                    await step()
+                except OutboxConflict:
+                    raise
+                except Exception:
+                    log.exception("a job that has failed can't be put in order", job=self.job.job_id)
+        try:
+            if not self.job.ended:
+                await self._finish(plainly=True)
+            await self._remove_traces()
+        except OutboxConflict:
+            raise
+        except Exception as error:
+            raise Stumbled(message) from error
+
+    async def _have_folder(self) -> None:
+        """Take the folder in the outbox, if that can be done at all.
+
+        Raises:
+            OutboxConflict, Stumbled: it can't.
+        """
+        try:
+            self._folder = await self._insist("taking the job's folder in the outbox", self._take)
+            self.job.started_at = self.job.started_at or self._now()
+        except OutboxConflict:
+            raise
+        except Exception as error:
+            log.exception("a job that has failed has no folder", job=self.job.job_id)
+            raise Stumbled(f"no folder could be made for it: {error!r}") from error
+
+    async def _fail_what_waits(self) -> None:
+        assert self.failure is not None
+        if self._in_core:
+            # What is out at workers comes back first.
+            self._jobs.pool.apply(events.JobCancelled(anyio.current_time(), self.job.token))
+            while not self._all_ended:
+                await self._wait()
+            return
+        self._all_ended = True
+        for position, live in enumerate(self.job.segments):
+            if live.status == "waiting":
+                live.status, (live.code, live.message) = "failed", self.failure
+                record = {"t": "failed", "p": position, "attempts": live.attempts, "code": live.code}
+                self._recorder.note(self.job, {**record, "message": live.message})
+
+    async def _publish_the_rest(self) -> None:
+        while self.job.has_unpublished:
+            await self._insist("publishing", self._publish)
+
+    async def _run(self) -> None:
         job = self.job
         if not job.ended:
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
             if not job.taken:
-                job.taken, job.started_at = True, time.time()
+                job.taken, job.started_at = True, max(time.time(), job.received_at)
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
             await self._work()
             await self._finish()
@@ -209,8 +309,11 @@ class JobRun:
     async def _start(self, engine: EngineIdentity | None) -> None:
         job, jobs = self.job, self._jobs
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
-        while job.has_unpublished:
-            await self._insist("publishing", self._publish)
+        self._check_stored = True
+        await self._publish_the_rest()
+        self._check_stored = False
+        if job.lost is not None:
+            raise JobFailed("reference_lost", job.lost)
         if job.job.redo is not None:
             await self._insist("looking back at the earlier takes", self._look_back)
         known: Mapping[str, Published] = {}
@@ -287,7 +390,8 @@ class JobRun:
     async def _publish(self) -> int:
         positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
         if positions:
-            lost = await self._in_folder(lambda: _publish_batch(self._folder, self.job, positions, self._reuse))
+            check = self._check_stored
+            lost = await self._in_folder(lambda: _publish_batch(self._folder, self.job, positions, self._reuse, check))
             for position in lost:
                 self._lose(position)
         return len(positions)
@@ -306,14 +410,21 @@ class JobRun:
                 {"t": "failed", "p": position, "attempts": live.attempts, "code": live.code, "message": live.message},
             )
 
-    async def _finish(self) -> None:
+    async def _finish(self, *, plainly: bool = False) -> None:
+        """The last files. ``plainly``: the manifest alone, with nothing in it but what is sure."""
         job = self.job
-        await self._insist_on_all(
-            ("looking at what was published", self._look_for_lost),
-            ("writing the results", self._write_results),
-            ("writing the report", self._write_last_look),
-            ("writing the manifest", self._write_manifest),
-        )
+        if plainly:
+            for live in job.segments:
+                live.history, live.finishing, live.seeds, live.flaws = (), None, (), ()
+            job.ended_at = job.ended_at or self._now()
+            await self._insist_on_all(("writing the manifest", self._write_manifest))
+        else:
+            await self._insist_on_all(
+                ("looking at what was published", self._look_for_lost),
+                ("writing the results", self._write_results),
+                ("writing the report", self._write_last_look),
+                ("writing the manifest", self._write_manifest),
+            )
         if self._jobs.settings.hooks.on_done:
             await self._insist("remembering its hook", self._owe_hook)
         assert job.ended_at is not None
@@ -377,7 +488,11 @@ class JobRun:
             if live.status == "ok" and outbox.published_name(self.job, position) not in names:
                 anyio.from_thread.run_sync(self._lose, position)
         told = outbox.told_end(self._folder, self.job.received_at)
-        self.job.ended_at = told or round(time.time(), 3)  # as the manifest tells it
+        self.job.ended_at = told or self._now()
+
+    def _now(self) -> float:
+        """As the manifest tells it: never before what came before, whatever somebody does to the clock."""
+        return round(max(time.time(), self.job.started_at or 0.0, self.job.received_at), 3)
 
     def _write_results(self) -> None:
         if self.job.job.results is not None:
@@ -406,8 +521,7 @@ class JobRun:
     def _tell_end(self) -> None:
         job = self.job
         assert job.ended_at is not None
-        if self._narration is not None:
-            self._narration.ended()
+        self._narrate(Narration.ended)
         counts = job.counts()
         line = f"[Main] All done! Generated {counts['ok']}/{counts['total']} segments"
         log.info(
@@ -549,11 +663,16 @@ def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery |
     )
 
 
-def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: ReuseIndex) -> list[int]:
-    """Publish these; the positions whose file is neither in the state folder nor, whole, in the outbox."""
+def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: ReuseIndex, check: bool) -> list[int]:
+    """Publish these; the positions whose file is neither in the state folder nor, whole, in the outbox. ``check``: an
+    earlier run of the daemon has stored them, so that they may have been damaged since."""
     lost: list[int] = []
     fresh: list[Published] = []
     for position in positions:
+        stored = job.stored_file(position)
+        if check and os.path.lexists(stored) and not files.holds(stored, job.segments[position].sha256):
+            log.error("a stored segment is not what was stored; it is spoken again", job=job.job_id, file=str(stored))
+            files.discard(stored)
         try:
             outbox.publish(folder, job, position)
         except FileNotFoundError:

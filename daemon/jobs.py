@@ -7,6 +7,7 @@ share a job_id.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -35,7 +36,7 @@ from daemon.ended_jobs import EndedJobs
 from daemon.finishing.finisher import FINISHING_FAILED, Finisher
 from daemon.hooks import Hooks
 from daemon.inbox import Inbox
-from daemon.job_run import JobRun
+from daemon.job_run import JobRun, Stumbled
 from daemon.live_job import Claim, EngineIdentity, LiveJob
 from daemon.mounts import Mounts
 from daemon.narration import Narration
@@ -60,6 +61,9 @@ SPACE_NEEDED = 64 * 1024 * 1024
 """Bytes that must be free in state/ before work is given out again after a full disk."""
 
 SPACE_CHECK_S = 2.0
+
+DAMAGED = "damaged"
+"""The folder in state/ for what can't be worked on."""
 
 NOT_AS_TOLD = "a worker's file is not what it said"
 
@@ -188,6 +192,8 @@ class Jobs:
             await self.reject(claim, (Reason("$.job_id", "outbox_conflict", str(error)),), job.job_id)
             job.closed = True
             await anyio.to_thread.run_sync(files.remove_tree, job.folder)
+        except Stumbled as error:
+            await self._give_up(job, str(error))
         del self.runs[job.token]
         folded = fold_job_id(job.job_id)
         line = self._lines[folded]
@@ -198,6 +204,18 @@ class Jobs:
             del self._lines[folded]
         self.signs.wake()
         self.on_room()
+
+    async def _give_up(self, job: LiveJob, why: str) -> None:
+        """A job that can't be brought to any end is put aside, for people to look at; the others go on."""
+        job.close()
+        where = str(job.folder)
+        try:
+            damaged = self.settings.paths.state / DAMAGED
+            where = str(await anyio.to_thread.run_sync(files.put_aside, job.folder, damaged))
+        except OSError as error:
+            log.error("a job can't be put aside; the next start takes it up again", job=job.job_id, error=str(error))
+        log.error("a job is given up", job=job.job_id, reason=why, put_aside=where)
+        self.warn(f"given up {job.token}", f"the job {job.job_id} is given up and lies in {where}: {why}")
 
     def noted(self) -> None:
         self.signs.wake()
@@ -376,6 +394,9 @@ class Jobs:
     def segment_ended(self, ended: events.SegmentEnded) -> None:
         run = self.runs[ended.job]
         live = run.job.segments[ended.position]
+        if run.failure is not None and ended.outcome == "cancelled":
+            code, message = run.failure
+            ended = dataclasses.replace(ended, outcome="failed", code=code, message=message)
         if ended.outcome != "spoken":
             live.status = ended.outcome
             live.begun = live.alone = False

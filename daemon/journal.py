@@ -80,6 +80,10 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
+MOST_BYTES = 1 << 30
+"""A journal of 10,000 segments that are all tried a hundred times has a tenth of that."""
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -89,7 +93,7 @@ def _size(path: Path) -> int:
 
 def _good_lines(path: Path) -> Iterable[bytes]:
     try:
-        content = path.read_bytes()
+        content = files.read_regular(path, MOST_BYTES)
     except FileNotFoundError:
         return
     for line in content.splitlines(keepends=True):

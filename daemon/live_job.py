@@ -29,6 +29,9 @@ log = structlog.get_logger("dubd.job")
 
 OUT_FILE = "out"
 
+MOST_STATE_BYTES = 1 << 30
+"""What a file of a job's folder in state/ holds at most; a larger one is none of ours."""
+
 SegmentStatus = Literal["waiting", "ok", "failed", "skipped", "cancelled"]
 JobStatus = Literal["done", "partial", "failed", "cancelled"]
 
@@ -162,6 +165,8 @@ class LiveJob:
     """Its manifest is in the outbox; only its traces are left to remove."""
     stopped: bool = False
     """The life of the daemon before this one has ended in order."""
+    lost: str | None = None
+    """Why it can't be spoken any more: a reference was lost from its folder, and is not where it came from."""
     closed: bool = False
     """Its folder is gone; nothing more is recorded of it."""
     engine: EngineIdentity | None = None
@@ -183,8 +188,8 @@ class LiveJob:
         Raises:
             OSError, ValueError, JobRejected: the folder is not whole.
         """
-        document = (folder / "job.json").read_bytes()
-        about = json.loads((folder / "about.json").read_bytes())
+        document = files.read_regular(folder / "job.json", MOST_STATE_BYTES)
+        about = json.loads(files.read_regular(folder / "about.json", MOST_STATE_BYTES))
         job = parse_job(document, stem=stem_of(about["name"]), limits=limits)
         live = cls(
             token=folder.name,
@@ -335,7 +340,7 @@ class LiveJob:
         path = self.folder / OUT_FILE
         lines: list[bytes] | None = None
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            lines = files.read_regular(path, MOST_STATE_BYTES).split(b"\n")[:-1]
         except OSError as error:
             if error.errno in files.SHORTAGES:
                 raise

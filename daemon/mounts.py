@@ -20,6 +20,9 @@ FILE_NAME = "mounts.json"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
+MOST_BYTES = 1 << 20
+
+
 class Mounts:
     """``state``: the folder in which it is remembered. May be used from several threads at a time."""
 
@@ -49,7 +52,7 @@ class Mounts:
     def _read(self) -> dict[str, str]:
         """What is known; nothing where the file is none of ours."""
         try:
-            known = json.loads(self._file.read_bytes())
+            known = json.loads(files.read_regular(self._file, MOST_BYTES))
             return {path: point for path, point in known.items() if isinstance(point, str)}
         except (OSError, ValueError, AttributeError):
             return {}

@@ -128,5 +128,10 @@ def _write_notes(notes: Sequence[Note]) -> None:
                 raise
             # A hand has removed the job from state/; the other jobs must not wait for it to come back.
             log.error("a job's folder is gone; nothing more is recorded of it", job=job.job_id, folder=str(job.folder))
+        except OSError:
+            raise
+        except Exception:
+            # A record that can't be written must not keep the other jobs' from the disk, now and for ever.
+            log.exception("a job's records can't be written; they are left out", job=job.job_id)
         for note in group:
             note.written = True

@@ -36,8 +36,8 @@ from daemon.core.supervision import PoolPolicy
 from daemon.embeddings.live_job import open_job
 from daemon.ended_jobs import EndedJobs
 from daemon.inbox import Inbox
-from daemon.intake import WHATEVER_SIZE
-from daemon.jobs import Jobs, Signs
+from daemon.intake import WHATEVER_SIZE, restore_references
+from daemon.jobs import DAMAGED, Jobs, Signs
 from daemon.live_job import LiveJob
 from daemon.logs import configure_logging
 from daemon.mounts import Mounts
@@ -61,6 +61,8 @@ HOOKS_GRACE_S = 5.0
 SHORTAGE_S = 30.0
 """How long a start waits for what the machine lacks until it is given up."""
 SHORTAGE_PAUSE_S = 0.5
+
+MOST_OF_A_NAME = 256
 
 LOCK_TRIES = 25
 LOCK_PAUSE_S = 0.02
@@ -221,10 +223,17 @@ class Daemon:
 
     async def _recover(self) -> None:
         """Take up what an earlier life of this daemon has left."""
-        jobs = self.settings.paths.state / "jobs"
-        files.remove_leftovers(jobs)
-        for folder in sorted(path for path in jobs.iterdir() if not path.name.startswith(".")):
-            job = await read_back(folder, self.settings.paths.state / "damaged" / folder.name)
+        state = self.settings.paths.state
+        files.remove_leftovers(state / "jobs")
+        for folder in sorted(path for path in (state / "jobs").iterdir() if not path.name.startswith(".")):
+            try:
+                job = await read_back(folder, state / DAMAGED, self.settings)
+            except OSError as error:
+                if error.errno in files.SHORTAGES:
+                    raise
+                log.error("what lies among the accepted jobs can't be put aside", path=str(folder), error=str(error))
+                self.signs.warnings[f"left {folder.name}"] = f"{folder} can't be read back nor put aside: {error}"
+                continue
             if job is None:
                 continue
             log.info("taking up job", job=job.job_id, waiting=len(job.waiting()), total=len(job.segments))
@@ -325,30 +334,31 @@ class Daemon:
             await anyio.sleep(min(interval or STATUS_TO_MANAGER_S, STATUS_TO_MANAGER_S))
 
 
-def _reopen(folder: Path) -> LiveJob:
-    """A job that an earlier life of the daemon has accepted, with what it suspects."""
+def _reopen(folder: Path, settings: Settings) -> LiveJob:
+    """A job that an earlier run of the daemon has accepted, with what it suspects."""
     job = open_job(folder, WHATEVER_SIZE)
     try:
         job.suspect_what_was_out()
+        restore_references(job, settings)
     except BaseException:
         job.close()
         raise
     return job
 
 
-async def read_back(folder: Path, damaged: Path) -> LiveJob | None:
-    """An accepted job from its folder. One that is not whole is put aside as ``damaged``, which gives None: it must not
-    keep the others waiting, and is taken anew from its claimed file. What the machine lacks at the moment is no damage:
-    that is waited for, as otherwise what is finished would be spoken again.
+async def read_back(folder: Path, damaged: Path, settings: Settings) -> LiveJob | None:
+    """An accepted job from its folder. One that is not whole is put aside into the folder ``damaged``, which gives
+    None: it must not keep the others waiting, and is taken anew from its claimed file. What the machine lacks at the
+    moment is no damage: that is waited for, as otherwise what is finished would be spoken again.
 
     Raises:
-        OSError: the machine lacks it still; or the folder can't be put aside.
+        OSError: the machine lacks it still (SHORTAGES); or the folder can't be put aside.
     """
     patience = anyio.current_time() + SHORTAGE_S
     while True:
         try:
             with files.shortage_as_os_error():
-                return await anyio.to_thread.run_sync(_reopen, folder)
+                return await anyio.to_thread.run_sync(_reopen, folder, settings)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in files.SHORTAGES:
                 log.warning("an accepted job can't be read back yet", folder=str(folder), error=str(error))
@@ -356,9 +366,8 @@ async def read_back(folder: Path, damaged: Path) -> LiveJob | None:
                     raise  # another process may have more luck: the service manager starts one
                 await anyio.sleep(SHORTAGE_PAUSE_S)
                 continue
-            log.error("an accepted job can't be read back; it is put aside", folder=str(damaged), error=repr(error))
-            files.make_folder(damaged.parent)
-            files.rename(folder, damaged)
+            aside = await anyio.to_thread.run_sync(files.put_aside, folder, damaged)
+            log.error("an accepted job can't be read back; it is put aside", folder=str(aside), error=repr(error))
             return None
 
 
@@ -427,11 +436,16 @@ def _host_id(state: Path) -> str:
     """This daemon's name towards its inbox: made once, kept with the state."""
     path = state / "host_id"
     try:
-        kept = path.read_text("ascii").strip()
+        kept = files.read_regular(path, MOST_OF_A_NAME).decode("ascii").strip()
         if kept.isalnum():
             return kept
-    except (FileNotFoundError, UnicodeDecodeError):
+    except FileNotFoundError:
         pass
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in files.SHORTAGES:
+            raise
+        aside = files.put_aside(path, state / DAMAGED)
+        log.error("the daemon's name can't be read; it gets a new one", put_aside=str(aside), error=str(error))
     made = os.urandom(8).hex()
     files.write_atomically(path, made.encode("ascii") + b"\n")
     return made

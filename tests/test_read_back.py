@@ -14,13 +14,13 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon import service
+from daemon import files, service
 from daemon.core.job import Limits
 from daemon.embeddings.live_job import open_job
 from daemon.live_job import OUT_FILE, LiveJob
 from daemon.service import read_back
 from tests.end_to_end.conftest import ROOT, toml
-from tests.shell import job_document, make_live_job
+from tests.shell import job_document, make_live_job, settings_in
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path) -> LiveJob | None:
-    return anyio.run(read_back, folder, folder.parent.parent / "damaged" / folder.name)
+    return anyio.run(read_back, folder, folder.parent.parent / "damaged", settings_in(folder.parent.parent))
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_what_was_out_is_waited_for_too(folder: Path, monkeypatch: pytest.Monkey
     job = LiveJob.open(folder, Limits())
     job.give_out(1)
     job.close()
-    read, tries = Path.read_bytes, 0
+    read, tries = files.read_regular, 0
 
-    def fail_twice(path: Path) -> bytes:
+    def fail_twice(path: Path, most: int) -> bytes:
         nonlocal tries
         if path.name == OUT_FILE and (tries := tries + 1) < 3:
             raise OSError(errno.ENOMEM, "memory")
-        return read(path)
+        return read(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", fail_twice)
+    monkeypatch.setattr(files, "read_regular", fail_twice)
     monkeypatch.setattr(service, "SHORTAGE_PAUSE_S", 0.0)
     again = run(folder)
     assert again is not None and tries == 3

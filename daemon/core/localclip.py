@@ -55,7 +55,7 @@ _WHY_IGNORED = {
 _MOST_IGNORED = 200
 
 LONG_TEXT = Limits().text_characters
-"""Characters from which on a text is said to be long, whatever the limits are now: a job is read again at each start."""
+"""Characters from which on a text is said to be long, whatever the limits are now: a job is read at each start."""
 
 LONGER_TEXTS = 8
 """Times ``limits.text_characters`` that a text may have here: its segment can't be divided by whoever wrote it, and the

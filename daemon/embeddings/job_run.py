@@ -102,6 +102,13 @@ class EmbeddingsRun(JobRun):
 
     # --- the road -------------------------------------------------------------------------------------------
 
+    async def _fail_what_waits(self) -> None:
+        self.job.failure = self.failure
+        self.job.over = True
+
+    async def _publish_the_rest(self) -> None:
+        await self._publish_all()
+
     async def _work(self) -> None:
         job = self.job
         job.engine = ENGINE
