@@ -18,7 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from tests.reliability import chaos, cluster, engines_gone_wrong, flood, hostile, matrix, traced, upkeep, utterances, wire
+from tests.reliability import (
+    chaos,
+    cluster,
+    engines_gone_wrong,
+    flood,
+    hostile,
+    matrix,
+    traced,
+    upkeep,
+    utterances,
+    wire,
+)
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
 from tests.reliability.scenes import SCENES
 from tests.reliability.table import Row, as_text

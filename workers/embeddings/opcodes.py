@@ -137,9 +137,8 @@ def check_opcodes(data: bytes, most_objects: int = MOST_OBJECTS) -> None:
             above = 0
         elif code == _SETITEM:
             keys += 2
-        elif code == _FRAME:
-            if int.from_bytes(data[first:at], "little") > end - at:
-                _torn()
+        elif code == _FRAME and int.from_bytes(data[first:at], "little") > end - at:
+            _torn()
         if code in _HEAVY:
             objects += _WEIGHT
         if keys > MOST_KEYS:
