@@ -289,7 +289,7 @@ _MEANINGS = {
     EXIT_STOPPED: "stopped as it was told",
     EXIT_ENGINE_BROKE: "its engine broke; the log has what it said",
     EXIT_NOT_LOADED: "its engine could not be loaded",
-    EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent",
+    EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent, unless its engine ended it with this status",
 }
 
 
@@ -308,4 +308,6 @@ def ending(returncode: int | None, *, spoke: bool, told: bool = True, could_not_
     plain = f"exited with status {returncode}"
     if (returncode == EXIT_STOPPED and not told) or (returncode == EXIT_NOT_LOADED and not could_not_load):
         return f"{plain} and was not told to: its engine has ended the process" if spoke else plain
+    if spoke and returncode == EXIT_PROTOCOL_BROKEN:
+        return f"{plain}: {_MEANINGS[returncode]}"
     return _MEANINGS.get(returncode, plain) if spoke else plain

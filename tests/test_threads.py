@@ -77,24 +77,25 @@ sys.exit(7)
 
 def test_a_shortage_is_told_from_a_mistake() -> None:
     """Of threads, processes or memory, alone or among other errors; nothing else is taken for one."""
-    for error in (
+    threads: list[BaseException] = [
         RuntimeError("can't start new thread"),
         BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
         BaseExceptionGroup("", [ValueError(), ExceptionGroup("", [RuntimeError("can't start new thread")])]),
-    ):
+    ]
+    for error in threads:
         words = shortage(error)
         assert words is not None and "ulimit -u" in words and "TasksMax" in words
-    for error in (MemoryError(), ImportError("x.so: failed to map segment from shared object")):
-        assert "memory" in str(shortage(error))
-    for error in (RuntimeError("else"), ImportError("no module"), OSError(errno.ENOENT, "x"), KeyboardInterrupt()):
-        assert shortage(error) is None
+    for short in (MemoryError(), ImportError("x.so: failed to map segment from shared object")):
+        assert "memory" in str(shortage(short))
+    for other in (RuntimeError("else"), ImportError("no module"), OSError(errno.ENOENT, "x"), KeyboardInterrupt()):
+        assert shortage(other) is None
 
 
 def test_a_start_without_room_for_a_thread_says_so(tmp_path: Path) -> None:
     """One message with what to do, no traceback, and an exit code that is none of success."""
     code = (
         "import _thread, sys, threading\n"
-        "def start(*_a, **_k): raise RuntimeError(\"can't start new thread\")\n"
+        'def start(*_a, **_k): raise RuntimeError("can\'t start new thread")\n'
         "import daemon.cli, numpy\n"
         "threading._start_new_thread = start\n"
         "sys.argv = ['dubd', 'run', '--set', f'paths.root={sys.argv[1]}']\n"

@@ -417,7 +417,7 @@ async def test_what_a_script_has_started_ends_with_it(tmp_path: Path, end: str) 
         group = transport.pid
         if "sleep" in end:
             transport.kill()
-    while alive(group):  # killed, and on their way
+    while alive(group):  # noqa: ASYNC110 - killed, and on their way
         await anyio.sleep(0.01)
 
 

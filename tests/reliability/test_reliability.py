@@ -74,3 +74,9 @@ def test_upkeep_takes_nothing_that_is_needed() -> None:
 def test_hostile_utterances_cost_themselves_alone() -> None:
     """Files that are spoilt, and bombs of shapes, opcodes and archives beside a speaker's own files."""
     assert "bombs" in attack("utterances")
+
+
+@pytest.mark.timeout(300)
+def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
+    """Some of a hundred habits in the lines of one job, and one to load with."""
+    assert "misbehave" in attack("engines")

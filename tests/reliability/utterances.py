@@ -230,10 +230,10 @@ def fuzz_files(count: int) -> Row:
 
 
 def attacks(share: float = 1.0) -> Iterator[Row]:
-    """All bombs, or the small ones; and files spoilt by seeds."""
+    """All bombs, and files spoilt by seeds, or a part of those."""
     base = Path(tempfile.mkdtemp(prefix="dubd-utterances-"))
     try:
-        yield fuzz_files(max(2_000, round(100_000 * share)))
+        yield fuzz_files(max(500, round(25_000 * share)))
         yield attack_speakers(base, list(BOMBS))
     finally:
         shutil.rmtree(base, ignore_errors=True)

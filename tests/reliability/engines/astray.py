@@ -12,7 +12,6 @@ import math
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -139,16 +138,20 @@ OUTPUTS: dict[str, Callable[[str], Any]] = {
     "output-deleted": os.unlink,
     "output-empty": lambda path: os.truncate(path, 0),
     "output-long": lambda path: os.truncate(path, 1 << 32),
-    "output-pipe": lambda path: (os.unlink(path), os.mkfifo(path)),
-    "output-folder": lambda path: (os.unlink(path), os.mkdir(path)),
-    "output-link": lambda path: (os.unlink(path), os.symlink("/dev/zero", path)),
-    "output-loop": lambda path: (os.unlink(path), os.symlink(path, path)),
+    "output-pipe": lambda path: _replace(path, os.mkfifo),
+    "output-folder": lambda path: _replace(path, os.mkdir),
+    "output-link": lambda path: _replace(path, lambda path: os.symlink("/dev/zero", path)),
+    "output-loop": lambda path: _replace(path, lambda path: os.symlink(path, path)),
     "output-locked": lambda path: os.chmod(path, 0),
-    "output-all-gone": lambda path: shutil.rmtree(os.path.dirname(path)),
 }
 """What becomes of its file once it is written."""
 
 HABITS = (*ACTS, *ANSWERS, *OUTPUTS)
+
+
+def _replace(path: str, make: Callable[[str], object]) -> None:
+    os.unlink(path)
+    make(path)
 
 
 def _nested() -> Any:
