@@ -249,6 +249,17 @@ def test_what_would_take_too_much_is_never_made(data: bytes, says: str) -> None:
     assert problem.code == "unreadable" and says in str(problem)
 
 
+def test_files_that_are_alike_are_looked_at_all_the_same() -> None:
+    """What differs in more than the data that its lengths announce is gone through like the first."""
+    honest = pickle.dumps({"embedding": np.arange(4.0), "utterance_id": "abcdef"})
+    for _ in range(3):
+        assert flat(read_pickle(honest)["embedding"]).tolist() == [0, 1, 2, 3]
+        assert read_pickle(honest.replace(b"abcdef", b"(((((2"))["utterance_id"] == "(((((2"
+        at = honest.index(b"\x8c\x06abcdef")
+        spoilt = honest[:at] + b"r\0\0\0\x0aNN2" + honest[at + 8 :]
+        assert len(spoilt) == len(honest) and "numbers" in str(refused(spoilt))
+
+
 def test_what_is_shared_may_be_used_again() -> None:
     """References to the same texts, arrays and short tuples are what pickle writes of honest files."""
     pair, vector = ("a", 1), np.arange(3.0)
