@@ -65,12 +65,15 @@ _SHAPES = ("(-2, -8)", f"(0, {2**62})", "(True, 2)", "(" + "1, " * 70 + ")", f"(
 
 BOMBS: dict[str, Callable[[], bytes]] = {
     **{f"shape-{n}.npy": lambda shape=shape: _npy(shape) for n, shape in enumerate(_SHAPES)},  # type: ignore[misc]
+    "negative.npy": lambda: _npy("(-2, -8)", numbers=bytes(128)),
+    "zeros.npy": lambda: _npy(f"(0, {2**62})", numbers=b""),
+    "deep.npy": lambda: _npy("(" + "1, " * 70 + ")", numbers=bytes(8)),
     "structured.npy": lambda: _npy("(2,)", "[('a', '<f8')]"),
     "nested-type.npy": lambda: _npy("(2,)", "(" * 3000),
     "complex.npy": lambda: _npy("(1,)", "'<c16'"),
     "nan.npy": lambda: _npy("(2,)", numbers=struct.pack("<2d", math.nan, 1)),
     "long-header.npy": lambda: _npy("(2,)" + " " * (8 << 20)),
-    "negative.pkl": lambda: _array((-2, -8)),
+    "negative.pkl": lambda: _array((-2, -8), raw=bytes(128)),
     "zeros.pkl": lambda: _array((0, 2**62), raw=b""),
     "fortran.pkl": lambda: _array((0, 2**62), fortran=True, raw=b""),
     "bool.pkl": lambda: _array((True, 2)),
@@ -107,7 +110,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "members.npz": lambda: _npz(*((f"{n}.npy", b"") for n in range(60_000))),
     "zeros.npz": lambda: _npz(("embedding.npy", _npy("(4,)", numbers=bytes(200 << 20)))),
     "lzma.npz": lambda: _npz(("embedding.npy", _npy("(2,)")), method=zipfile.ZIP_LZMA),
-    "negative.npz": lambda: _npz(("embedding.npy", _npy("(-2, -8)"))),
+    "negative.npz": lambda: _npz(("embedding.npy", _npy("(-2, -8)", numbers=bytes(128)))),
     "wide.pkl": lambda: pickle.dumps({"embedding": np.zeros(1_500_000, dtype=np.float64)}),
 }  # fmt: skip
 """Files that are no embedding, by name: each as small or as large as it hurts most."""
