@@ -23,6 +23,7 @@ import structlog
 from daemon import files
 from daemon.config import Settings
 from daemon.detached import DetachedProcess, detached_command
+from daemon.flood import Bounded
 from workers.protocol import Message
 
 log = structlog.get_logger("dubd.hooks")
@@ -135,7 +136,8 @@ class Hooks:
 
         log.info("running the hook", job=job, status=owed["status"], program=arguments[0])
         started = anyio.current_time()
-        reason = await process.run(hear, lambda line: log.warning("hook's keeper says", job=job, line=line))
+        with Bounded(lambda line: log.warning("hook's keeper says", job=job, line=line)) as lines:
+            reason = await process.run(hear, lines)
         took = round(anyio.current_time() - started, 2)
         end = ends[0] if ends else {"status": None, "error": f"its keeper ended: {reason}"}
         if end.get("left_out"):

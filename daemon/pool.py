@@ -25,6 +25,7 @@ from daemon.config import Engine, Settings
 from daemon.core import events
 from daemon.core.core import Core
 from daemon.core.events import Command, Dispatch, Event, WorkerSpec
+from daemon.flood import Bounded
 from daemon.live_job import EngineIdentity
 from daemon.transport import Transport
 from workers.protocol import PROTOCOL_VERSION, Message
@@ -378,9 +379,8 @@ class Pool:
         log.info(line, worker=worker, gpu=handle.gpu)
         reason = "stopped with the daemon"
         try:
-            reason = await transport.run(
-                lambda message: self._on_message(handle, message), lambda line: self._on_line(handle, line)
-            )
+            with Bounded(lambda line: self._on_line(handle, line)) as lines:
+                reason = await transport.run(lambda message: self._on_message(handle, message), lines)
         finally:
             if self._handles.get(worker) is handle:
                 del self._handles[worker]

@@ -8,6 +8,7 @@ on.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -31,6 +32,28 @@ def watch_threads(tell: Callable[[str], None]) -> None:
     threading.excepthook = watch.hear
     logging.getLogger("concurrent.futures").addHandler(_Executors(watch))
     threading.Thread(target=watch.look, name="threads", daemon=True).start()
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine, or a limit of this process, has too little of, and what helps, where that is what ``error``
+    comes of; of a group of errors, any in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((words for inner in error.exceptions if (words := shortage(inner))), None)
+    if isinstance(error, MemoryError):
+        return (
+            "there is not enough memory: raise the limit (ulimit -v; MemoryMax= or LimitAS= of the service), "
+            "or free some (free -h)"
+        )
+    no_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if no_thread or (isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN):
+        return (
+            "no more threads or processes can be started: raise the limit of this user (ulimit -u; TasksMax= or "
+            "LimitNPROC= of the service) or of memory (ulimit -v), or end others of its processes (ps -u)"
+        )
+    unmapped = ("failed to map segment", "cannot allocate memory")
+    if isinstance(error, ImportError) and any(words in str(error).lower() for words in unmapped):
+        return shortage(MemoryError())
+    return None
 
 
 class _Watch:

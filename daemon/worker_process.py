@@ -138,6 +138,8 @@ class WorkerProcess:
         self._killed = False
         self._reason: str | None = None
         self._spoke = False
+        self._told = False
+        self._could_not_load = False
         self._messages_done = anyio.Event()
         self._lines_done = anyio.Event()
 
@@ -146,10 +148,12 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     def send(self, message: Message) -> None:
+        self._told = self._told or message["type"] == "stop"
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._sender.send_nowait(message)
 
     def finish(self) -> None:
+        self._told = True
         self._sender.close()
 
     def tell_stacks(self) -> None:
@@ -158,6 +162,14 @@ class WorkerProcess:
     def kill(self) -> None:
         self._killed = True
         self._signal(signal.SIGKILL)
+        if self._process is not None and self._process.returncode is None:
+            self._kill_group(self._process.pid)
+
+    def _kill_group(self, pid: int) -> None:
+        """What a worker, or the script that starts it, has left running. Called before its end is collected, or right
+        after it: as long as any of the group lives its number is nobody else's."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -175,6 +187,8 @@ class WorkerProcess:
                         stdout=stdout.writer,
                         stderr=stderr.writer,
                         env=self._command.environment,
+                        # A group of its own, to be killed with all that it has started.
+                        start_new_session=True,
                     )
             except OSError as error:
                 why = error.strerror or error
@@ -202,10 +216,13 @@ class WorkerProcess:
                     self.kill()
                     await process.wait()
                 self._close_streams()
-        return self._reason or ending(process.returncode, spoke=self._spoke)
+        return self._reason or ending(
+            process.returncode, spoke=self._spoke, told=self._told, could_not_load=self._could_not_load
+        )
 
     async def _ended(self, process: anyio.abc.Process) -> None:
         await process.wait()
+        self._kill_group(process.pid)
 
     async def _end_when_silent(self, process: anyio.abc.Process) -> None:
         """A worker whose end of the pipe is closed can say nothing more, and has no business left but to exit."""
@@ -234,6 +251,7 @@ class WorkerProcess:
             while data := await stdout.receive():
                 self._spoke = True
                 for message in decoder.feed(data):
+                    self._could_not_load |= message["type"] == "failed" and message.get("ticket") is None
                     on_message(message)
         except ProtocolError as error:
             self._reason = f"broke the protocol: {error}"
@@ -271,13 +289,13 @@ _MEANINGS = {
     EXIT_STOPPED: "stopped as it was told",
     EXIT_ENGINE_BROKE: "its engine broke; the log has what it said",
     EXIT_NOT_LOADED: "its engine could not be loaded",
-    EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent",
+    EXIT_PROTOCOL_BROKEN: "could not read what the daemon sent, unless its engine ended it with this status",
 }
 
 
-def ending(returncode: int | None, *, spoke: bool) -> str:
+def ending(returncode: int | None, *, spoke: bool, told: bool = True, could_not_load: bool = True) -> str:
     """How a worker's process has ended, in words. ``spoke``: it has said something, as a worker does at once; else its
-    status may mean anything."""
+    status may mean anything. ``told``: it was told to end. ``could_not_load``: it has said so."""
     if returncode is None:
         return "ended"
     if returncode < 0:
@@ -288,4 +306,8 @@ def ending(returncode: int | None, *, spoke: bool) -> str:
         hint = " (out of memory on this machine?)" if -returncode == signal.SIGKILL else ""
         return f"killed by {name}{hint}"
     plain = f"exited with status {returncode}"
+    if (returncode == EXIT_STOPPED and not told) or (returncode == EXIT_NOT_LOADED and not could_not_load):
+        return f"{plain} and was not told to: its engine has ended the process" if spoke else plain
+    if spoke and returncode == EXIT_PROTOCOL_BROKEN:
+        return f"{plain}: {_MEANINGS[returncode]}"
     return _MEANINGS.get(returncode, plain) if spoke else plain

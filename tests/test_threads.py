@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from daemon.threads import shortage
 
 BEGIN = """
 import sys, threading, time
@@ -69,3 +73,34 @@ sys.exit(7)
     )
     assert done.returncode == 7
     assert "nothing of that name" in done.stderr
+
+
+def test_a_shortage_is_told_from_a_mistake() -> None:
+    """Of threads, processes or memory, alone or among other errors; nothing else is taken for one."""
+    threads: list[BaseException] = [
+        RuntimeError("can't start new thread"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        BaseExceptionGroup("", [ValueError(), ExceptionGroup("", [RuntimeError("can't start new thread")])]),
+    ]
+    for error in threads:
+        words = shortage(error)
+        assert words is not None and "ulimit -u" in words and "TasksMax" in words
+    for short in (MemoryError(), ImportError("x.so: failed to map segment from shared object")):
+        assert "memory" in str(shortage(short))
+    for other in (RuntimeError("else"), ImportError("no module"), OSError(errno.ENOENT, "x"), KeyboardInterrupt()):
+        assert shortage(other) is None
+
+
+def test_a_start_without_room_for_a_thread_says_so(tmp_path: Path) -> None:
+    """One message with what to do, no traceback, and an exit code that is none of success."""
+    code = (
+        "import _thread, sys, threading\n"
+        'def start(*_a, **_k): raise RuntimeError("can\'t start new thread")\n'
+        "import daemon.cli, numpy\n"
+        "threading._start_new_thread = start\n"
+        "sys.argv = ['dubd', 'run', '--set', f'paths.root={sys.argv[1]}']\n"
+        "daemon.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "ulimit -u" in done.stderr

@@ -394,3 +394,57 @@ async def test_a_real_worker() -> None:
                 transport.finish()
         assert heard.reason == "stopped as it was told"
         assert [message["type"] for message in heard.messages] == ["hello", "ready"]
+
+
+# --- what it leaves behind ----------------------------------------------------------------------------------
+
+
+LEAVES = "child = os.fork()\nif child == 0:\n    while True: signal.pause()\n"
+
+
+@pytest.mark.parametrize("end", ["os._exit(9)", "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(3600)"])
+async def test_what_a_script_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
+    """Also where the worker's interpreter is a script that starts other things beside it."""
+    program = tmp_path / "child.py"
+    program.write_text(PRELUDE + LEAVES + f"say(type='child', pid=child)\n{end}")
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\nsleep 3600 &\n{sys.executable} {program}\nexit 9\n")
+    script.chmod(0o755)
+    transport = WorkerProcess(worker_command(str(script), [], os.environ, gpu=False, threads=1))
+    async with running(transport) as heard:
+        await heard.until(lambda: heard.messages)
+        assert transport.pid is not None
+        group = transport.pid
+        if "sleep" in end:
+            transport.kill()
+    while alive(group):  # noqa: ASYNC110 - killed, and on their way
+        await anyio.sleep(0.01)
+
+
+def alive(session: int) -> list[str]:
+    """What still runs in a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told", "words"),
+    [
+        (0, "", True, "stopped as it was told"),
+        (0, "", False, "exited with status 0 and was not told to"),
+        (3, "", False, "exited with status 3 and was not told to"),
+        (3, "say(type='failed', ticket=None)", False, "could not be loaded"),
+        (1, "", False, "its engine broke"),
+    ],
+)
+async def test_an_end_is_called_by_its_cause(make: Make, status: int, said: str, told: bool, words: str) -> None:
+    """An engine can end its process with any status: what counts is what was said before."""
+    transport = make(f"say(type='hello')\n{said}\nfor message in messages(): break\nos._exit({status})")
+    transport.send({"type": "stop" if told else "speak"})
+    heard = await hear(transport)
+    assert heard.reason is not None and words in heard.reason

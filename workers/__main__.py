@@ -13,11 +13,13 @@ anything heavy is imported:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import fcntl
 import importlib.util
 import os
+import select
 import signal
 import sys
 import sysconfig
@@ -54,6 +56,45 @@ def tie_to_parent() -> None:
         return
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
+        os._exit(0)
+
+
+def keep_group() -> None:
+    """See to it that nothing which this process starts outlives it, however it ends.
+
+    What it starts belongs to its process group, and a process that does nothing else waits for its end, to kill the
+    group. It belongs to init, so that an engine which waits for its children finds its own alone, and holds nothing
+    open but the descriptor that it waits on. It is forked while there is no more here than the interpreter. As long as
+    it lives, the group's number is nobody else's.
+    """
+    with contextlib.suppress(PermissionError):  # it leads a session, and so a group
+        os.setpgid(0, 0)
+    worker = os.getpid()
+    try:
+        handle = os.pidfd_open(worker)
+        between = os.fork()
+    except (
+        AttributeError,
+        OSError,
+    ):  # another kernel, or no room for a process: the daemon kills the group, if it lives
+        return
+    if between:
+        os.close(handle)
+        os.waitpid(between, 0)
+        return
+    try:
+        if os.fork():
+            os._exit(0)
+        os.dup2(handle, 0)
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if int(name):
+                    os.close(int(name))
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        select.select([0], [], [])
+        os.killpg(worker, signal.SIGKILL)
+    finally:
         os._exit(0)
 
 
@@ -110,6 +151,8 @@ def main() -> None:
     embeddings, folders = parse_arguments(sys.argv[1:])
     incoming, outgoing = take_streams()
     tie_to_parent()
+    if not embeddings:
+        keep_group()
     set_signals()
     make_importable(folders)
 

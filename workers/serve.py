@@ -34,6 +34,7 @@ from workers.protocol import (
     FrameWriter,
     Message,
     ProtocolError,
+    encode_frame,
 )
 
 ENGINES = {
@@ -46,6 +47,8 @@ ENGINES = {
 READ_BYTES = 1 << 16
 MESSAGE_CHARACTERS = 4_000
 """Longest error message that goes into a frame; the whole of it is on standard error."""
+
+ACTIVITY_CHARACTERS = 500
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Read by numerical libraries when they are imported, and never again."""
@@ -88,7 +91,9 @@ def _serve(messages: queue.SimpleQueue[Message], writer: FrameWriter, ready: thr
     try:
         engine = _find_engine(name, settings)(settings)
         engine.load()
-    except Exception as error:  # noqa: BLE001 - an engine's libraries raise anything; the daemon must hear why
+        greeting = _ready(engine, time.perf_counter() - started)
+        encode_frame(greeting)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine's libraries raise anything; the daemon must hear why
         code = error.code if isinstance(error, EngineError) else "load_failed"
         message = str(error) if isinstance(error, EngineError) else _in_words(error)
         if not isinstance(error, EngineError):
@@ -98,20 +103,22 @@ def _serve(messages: queue.SimpleQueue[Message], writer: FrameWriter, ready: thr
         return EXIT_NOT_LOADED
     pulse.activity = "idle"
     ready.set()
-    writer.send(
-        {
-            "type": "ready",
-            "engine": engine.name,
-            "engine_version": engine.version,
-            "model": engine.model,
-            "slots": engine.slots,
-            "sample_rate": engine.sample_rate,
-            "device": engine.device,
-            "load_s": round(time.perf_counter() - started, 6),
-            "ignored": list(engine.ignored),
-        }
-    )
+    writer.send(greeting)
     return Desk(engine, messages, writer, pulse).run()
+
+
+def _ready(engine: Engine, load_s: float) -> Message:
+    return {
+        "type": "ready",
+        "engine": engine.name,
+        "engine_version": engine.version,
+        "model": engine.model,
+        "slots": engine.slots,
+        "sample_rate": engine.sample_rate,
+        "device": engine.device,
+        "load_s": round(load_s, 6),
+        "ignored": list(engine.ignored),
+    }
 
 
 def _read(incoming: int, messages: queue.SimpleQueue[Message], ready: threading.Event) -> None:
@@ -183,19 +190,25 @@ class Desk:
             ProtocolError: a message that can't be understood.
         """
         while True:
-            if not self._take_messages():
-                self._engine.close()
-                return EXIT_STOPPED
+            try:
+                if not self._take_messages():
+                    self._engine.close()
+                    return EXIT_STOPPED
+            except ProtocolError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - out of cancel() or close(), which are calls like others
+                self._give_up(error)
+                return EXIT_ENGINE_BROKE
             try:
                 self._fill_slots()
                 if self._running:
                     self._step()
+                self._tell_pulse()
             except ProtocolError:
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit out of an engine is no reason to fall silent
                 self._give_up(error)
                 return EXIT_ENGINE_BROKE
-            self._tell_pulse()
 
     def _take_messages(self) -> bool:
         """Take what has come, waiting for it when there is nothing else to do. False: stop."""
@@ -257,33 +270,14 @@ class Desk:
         if segment is None:
             print(f"the engine answered ticket {outcome.ticket}, which it does not have", file=sys.stderr)
             return
-        if isinstance(outcome, Failed):
-            self._writer.send(
-                _failed(outcome.ticket, outcome.code, outcome.message, retryable=outcome.retryable, slots=outcome.slots)
-            )
-        elif segment.task == "encode":
-            self._writer.send(
-                {
-                    "type": "encoded",
-                    "ticket": outcome.ticket,
-                    "frames": outcome.frames,
-                    "generate_s": round(outcome.generate_s, 6),
-                }
-            )
-        else:
-            self._writer.send(
-                {
-                    "type": "spoken",
-                    "ticket": outcome.ticket,
-                    "frames": outcome.frames,
-                    "sample_rate": outcome.sample_rate,
-                    "seed": outcome.seed,
-                    "truncated": outcome.truncated,
-                    "generate_s": round(outcome.generate_s, 6),
-                    "seeds": list(outcome.seeds),
-                    "flaws": list(outcome.flaws),
-                }
-            )
+        try:
+            answer = _answer(segment, outcome)
+            encode_frame(answer)
+        except Exception as error:  # noqa: BLE001 - whatever an engine puts into its answer: too much, NaN, other types
+            message = f"the engine answered what can't be told: {_in_words(error)}"
+            print(message, file=sys.stderr)
+            answer = _failed(segment.ticket, "engine_error", message, retryable=True)
+        self._writer.send(answer)
 
     def _give_up(self, error: BaseException) -> None:
         """The engine raised what it must not, so nothing is known of its state: the process ends. One segment alone
@@ -302,7 +296,31 @@ class Desk:
             self._pulse.activity_wanted = True
         elif self._pulse.activity_wanted:
             self._pulse.activity_wanted = False
-            self._pulse.activity = self._engine.activity()
+            self._pulse.activity = str(self._engine.activity())[:ACTIVITY_CHARACTERS]
+
+
+def _answer(segment: Segment, outcome: Spoken | Failed) -> Message:
+    if isinstance(outcome, Failed):
+        slots = outcome.slots
+        return _failed(segment.ticket, outcome.code, outcome.message, retryable=outcome.retryable, slots=slots)
+    if segment.task == "encode":
+        return {
+            "type": "encoded",
+            "ticket": segment.ticket,
+            "frames": outcome.frames,
+            "generate_s": round(outcome.generate_s, 6),
+        }
+    return {
+        "type": "spoken",
+        "ticket": segment.ticket,
+        "frames": outcome.frames,
+        "sample_rate": outcome.sample_rate,
+        "seed": outcome.seed,
+        "truncated": outcome.truncated,
+        "generate_s": round(outcome.generate_s, 6),
+        "seeds": list(outcome.seeds),
+        "flaws": list(outcome.flaws),
+    }
 
 
 def _engine_error(ticket: int, error: BaseException) -> Failed:

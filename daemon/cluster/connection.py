@@ -20,6 +20,7 @@ import structlog
 
 from daemon.config import Settings
 from daemon.core.plan import Gpu
+from daemon.flood import Bounded
 from daemon.transport import OnLine, OnMessage
 from daemon.worker_process import WorkerProcess, ending
 from workers.protocol import Message, ProtocolError
@@ -152,7 +153,8 @@ class Connection:
         self._process, self._last_line = process, ""
         reason = "stopped with the daemon"
         try:
-            reason = await process.run(on_message, self._on_line)
+            with Bounded(self._on_line) as lines:
+                reason = await process.run(on_message, lines)
         finally:
             self._process = None
             self.nodes.clear()

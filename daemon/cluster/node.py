@@ -289,7 +289,12 @@ class NodeWorker:
         """The thread that starts the process and waits for it: the kernel kills the process when this thread ends."""
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(environment)
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                start_new_session=True,
             )
         except OSError as error:
             reason = f"the worker's interpreter {command[0]!r} could not be started: {error.strerror or error}"
@@ -305,6 +310,8 @@ class NodeWorker:
         for reader in readers:
             reader.start()
         process.wait()
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
         for reader in readers:
             # Processes that it leaves behind may hold its pipes open for ever.
             reader.join(DRAIN_S)

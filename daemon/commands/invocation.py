@@ -11,6 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from daemon.threads import shortage
+
 if TYPE_CHECKING:
     from daemon.config import Settings
 
@@ -84,9 +86,12 @@ def carry_out(command: Callable[[], int]) -> NoReturn:
         code = ExitCode.PIPE_CLOSED
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
-    except OSError as error:
+    except Exception as error:  # a shortage may come out as any
         code = ExitCode.FAILED
-        complain(describe_os_error(error))
+        words = shortage(error) or (describe_os_error(error) if isinstance(error, OSError) else None)
+        if words is None:
+            raise
+        complain(words)
     raise SystemExit(code)
 
 

@@ -21,6 +21,7 @@ import anyio.to_thread
 from daemon import files
 from daemon.core.dealing import Dealer, Dealt, Speaker
 from daemon.embeddings.corpus import Corpus
+from daemon.flood import Bounded
 from daemon.worker_process import WorkerCommand, WorkerProcess, worker_command
 from workers.protocol import PROTOCOL_VERSION, Message
 
@@ -284,10 +285,8 @@ class Computation:
                 "beat_seconds": BEAT_SECONDS,
             }
         )
-        reason = await process.transport.run(
-            lambda message: self._hear(number, process, message),
-            lambda line: self._hear_line(number, process, line),
-        )
+        with Bounded(lambda line: self._hear_line(number, process, line)) as lines:
+            reason = await process.transport.run(lambda message: self._hear(number, process, message), lines)
         self._lose(number, process, process.reason or reason)
 
     def _lose(self, number: int, process: _Process, reason: str) -> None:

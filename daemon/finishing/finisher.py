@@ -19,6 +19,7 @@ import structlog
 from daemon import files, one_cpu
 from daemon.detached import DetachedProcess, detached_command
 from daemon.finishing.settings import Settings
+from daemon.flood import Bounded
 from daemon.store import Delivery, Spoilt
 from workers.protocol import Message
 
@@ -145,7 +146,8 @@ class Finisher:
             process.last_line = line
             log.info("a finishing process says", pid=process.transport.pid, line=line)
 
-        reason = await process.transport.run(hear, hear_line)
+        with Bounded(hear_line) as lines:
+            reason = await process.transport.run(hear, lines)
         self._processes.remove(process)
         if process.item is not None:
             self._died_over(process.item, reason)

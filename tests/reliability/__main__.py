@@ -18,7 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from tests.reliability import chaos, cluster, flood, hostile, matrix, traced, upkeep, wire
+from tests.reliability import (
+    chaos,
+    cluster,
+    engines_gone_wrong,
+    flood,
+    hostile,
+    matrix,
+    traced,
+    upkeep,
+    utterances,
+    wire,
+)
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
 from tests.reliability.scenes import SCENES
 from tests.reliability.table import Row, as_text
@@ -89,6 +100,16 @@ def hostile_input(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from hostile.attacks(0.02 if short else 1.0)
 
 
+def hostile_utterances(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Bombs and broken files beside a speaker's own."""
+    yield from utterances.attacks(0.02 if short else 1.0)
+
+
+def bad_engines(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Engines that misbehave in every way that a seed gives."""
+    yield from engines_gone_wrong.attacks(0.04 if short else 1.0)
+
+
 def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
     """Clearing away, replacing workers, disks that fill, the folders of earlier versions."""
     yield from upkeep.attacks(0.05 if short else 1.0)
@@ -106,13 +127,15 @@ ATTACKS: dict[str, Attack] = {
     "cluster": the_cluster,
     "inbox": the_inbox,
     "hostile": hostile_input,
+    "utterances": hostile_utterances,
+    "engines": bad_engines,
     "upkeep": what_lasts,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "hostile", "upkeep"), ("inbox", "wire"), ("cluster", "strace", "scale")),
+    (("chaos", "hostile", "upkeep"), ("inbox", "wire", "utterances", "engines"), ("cluster", "strace", "scale")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are

@@ -28,6 +28,10 @@ LATE_IMPORTS = ("anyio._backends._asyncio", "pydantic.type_adapter", "pynvml")
 T = TypeVar("T")
 
 
+MARK = "DUBD_TESTED_LIFE"
+"""In the environment of all that a daemon under attack starts: the daemon's process id."""
+
+
 class NotSurvived(Exception):
     """A promise was broken; the message says which."""
 
@@ -118,6 +122,9 @@ class Life:
         while time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+            for member in _members(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
             if self.poll() is not None and not _group_lives(self.pid):
                 break
             time.sleep(POLL_S)
@@ -135,14 +142,24 @@ def ended(pid: int) -> int | None:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether any process of the group is more than a zombie waiting for init."""
+    """Whether any process of the daemon's group, or any that it has started, is more than a zombie waiting for init."""
+    return bool(_members(group))
+
+
+def _members(group: int) -> list[int]:
+    """The daemon's group, and what it has started, in whatever groups of their own."""
+    found = []
+    mark = f"{MARK}={group}".encode()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group and fields[0] not in "ZX":
-                    return True
-    return False
+                if fields[0] in "ZX":
+                    continue
+                environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+                if int(fields[2]) == group or mark in environment:
+                    found.append(int(entry))
+    return found
 
 
 def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
@@ -163,6 +180,7 @@ def _live(config: Path, log: Path, prepare: Callable[[], None]) -> int:
     """In the forked process: be the daemon."""
     die_with_parent()
     os.setsid()
+    os.environ[MARK] = str(os.getpid())
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for target, source in ((0, nothing), (1, output), (2, output)):

@@ -68,3 +68,15 @@ def test_upkeep_takes_nothing_that_is_needed() -> None:
     """Results cleared away under kills, workers replaced in the middle of a job, a disk that others fill, and the
     folders of every earlier version."""
     assert "results away" in attack("upkeep")
+
+
+@pytest.mark.timeout(300)
+def test_hostile_utterances_cost_themselves_alone() -> None:
+    """Files that are spoilt, and bombs of shapes, opcodes and archives beside a speaker's own files."""
+    assert "bombs" in attack("utterances")
+
+
+@pytest.mark.timeout(300)
+def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
+    """Some of a hundred habits in the lines of one job, and one to load with."""
+    assert "misbehave" in attack("engines")

@@ -5,8 +5,8 @@ and nowhere else, and what stands in that table are not numpy's own functions bu
 what they are given. So a pickle can neither call what is not in the table nor hand crafted states to numpy's C code,
 where a wrong size would be a wrong memory access. The first name that is not in the table ends the reading.
 
-The table has the names by which numpy 1 and 2 pickle arrays, scalars and types (protocols 0 to 5), and the builtin
-containers that older protocols name. The names are those that numpy's ``__reduce__`` methods give
+The table has the names by which numpy 1 and 2 pickle arrays, scalars and types (protocols 0 to 5), and the sets
+that older protocols name. The names are those that numpy's ``__reduce__`` methods give
 (numpy/_core/src/multiarray/methods.c, scalartypes.c.src, descriptor.c) and that pickle gives for bytes and sets.
 """
 
@@ -22,8 +22,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_NUMBERS = 1 << 24
+from workers.embeddings.opcodes import MOST_KEYS, MOST_OBJECTS, Excess, check_opcodes
+
+MOST_NUMBERS = 1 << 19
 """Most numbers in one embedding."""
+
+MOST_COPIED = 32 << 20
+"""Bytes that the calls of a pickle may make of others that it holds: one text may be named in any number of calls."""
+
+SET_ENTRY_BYTES = 1 << 10
+"""What an entry of a set counts as among these: its entries can be chosen so that each is compared with all others."""
 
 MOST_IN_NESTED_LISTS = 1 << 18
 """Most numbers and lists in a nested list; one whose lists are the same list again may claim any number of them."""
@@ -127,14 +135,10 @@ class Array:
         Raises:
             PickleRefused: what the pickle says of it makes no array of numbers.
         """
-        shape = self._shape
-        if type(self._type) is not Type or type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
+        if type(self._type) is not Type or type(self._shape) is not tuple:
             raise PickleRefused("unreadable", "an array is described in part only")
-        count = 1
-        for size in shape:
-            if type(size) is not int or size < 0:
-                raise PickleRefused("unreadable", "an array is described in part only")
-            count *= size
+        shape = self._shape
+        count = numbers_in(shape)
         if count > budget:
             raise PickleRefused("unreadable", f"an array of {count:,} numbers is no embedding")
         if self._type.code[0] == "O":
@@ -150,9 +154,31 @@ class Array:
         if not isinstance(raw, (bytes, bytearray, memoryview)) or len(raw) != count * dtype.itemsize:
             raise PickleRefused("unreadable", f"an array does not hold the {count:,} numbers of its shape {shape}")
         numbers: NDArray[Any] = np.frombuffer(raw, dtype)
-        if self._fortran and len(shape) > 1:
-            numbers = numbers.reshape(shape, order="F").ravel()
+        return in_order(numbers, shape, fortran=bool(self._fortran))
+
+
+def numbers_in(shape: tuple[Any, ...]) -> int:
+    """How many numbers an array of this shape holds, whoever says so.
+
+    Raises:
+        PickleRefused: it is no shape of an embedding.
+    """
+    count = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= MOST_NUMBERS:
+            raise PickleRefused("unreadable", "an array's shape is none, or far too large for an embedding")
+        count *= size
+    if count > MOST_NUMBERS or len(shape) > MOST_DIMENSIONS:
+        raise PickleRefused("unreadable", f"an array of {len(shape)} dimensions and {count:,} numbers is no embedding")
+    return count
+
+
+def in_order(numbers: NDArray[Any], shape: tuple[int, ...], *, fortran: bool) -> NDArray[Any]:
+    """The numbers of an array, which lie as they do in memory, in the order of ``ndarray.flatten``."""
+    sizes = [size for size in shape if size != 1]  # numpy 1 allows 32 dimensions
+    if not fortran or len(sizes) < 2 or not numbers.size:
         return numbers
+    return numbers.reshape(sizes, order="F").ravel()
 
 
 def _reconstruct(_subtype: Any, _shape: Any, _code: Any) -> Array:
@@ -177,6 +203,8 @@ def _scalar(kind: Any, raw: Any = None) -> Any:
 
 def _bytes_of(text: Any = b"", encoding: Any = None) -> bytes:
     """The ways in which pickle writes bytes before protocol 3 knew them: text in Latin 1, or bytes themselves."""
+    if isinstance(text, (str, bytes, bytearray)):
+        _copies.make(len(text))
     if type(text) is str and encoding in ("latin1", "latin-1"):
         return text.encode("latin1")
     if type(text) in (bytes, bytearray) and encoding is None:
@@ -184,10 +212,27 @@ def _bytes_of(text: Any = b"", encoding: Any = None) -> bytes:
     raise PickleRefused("unreadable", "bytes are written in a way that pickle itself does not write")
 
 
+class _Copies:
+    """What the pickle that is being read has its calls make of what it holds. One is read at a time."""
+
+    left = MOST_COPIED
+
+    def make(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise PickleRefused("unreadable", "it copies what it holds over and over")
+
+
+_copies = _Copies()
+
+
 def _collection(kind: Callable[[Any], Any]) -> _Frozen:
     def make(items: Any = ()) -> Any:
-        if not isinstance(items, (list, tuple, set, frozenset, dict)):
+        if not isinstance(items, (list, tuple, set, frozenset)):
             raise PickleRefused("unreadable", f"{_quoted(items)} is nothing to make a collection of")
+        _copies.make(len(items) * SET_ENTRY_BYTES)
+        if len(items) > MOST_KEYS or any(isinstance(item, (tuple, frozenset)) for item in items):
+            raise PickleRefused("unreadable", "it makes a collection of what is no plain value")
         return kind(items)
 
     return _Frozen(make)
@@ -207,7 +252,7 @@ for _builtins in ("builtins", "__builtin__"):
     _ALLOWED[_builtins, "bytes"] = _Frozen(_bytes_of)
     _ALLOWED[_builtins, "bytearray"] = _Frozen(lambda *given: bytearray(_bytes_of(*given)))
     _ALLOWED[_builtins, "complex"] = _Frozen(_complex)
-    for _kind in (list, tuple, set, frozenset, dict):
+    for _kind in (set, frozenset):
         _ALLOWED[_builtins, _kind.__name__] = _collection(_kind)
 
 
@@ -220,17 +265,21 @@ class _Unpickler(pickle.Unpickler):
             raise PickleRefused("refused", message) from None
 
 
-def read_pickle(data: bytes) -> Any:
+def read_pickle(data: bytes, most_objects: int = MOST_OBJECTS) -> Any:
     """The value in the pickle: builtin types, and ``Array`` where it holds a numpy array.
 
     Raises:
         PickleRefused: see there.
     """
+    _copies.left = MOST_COPIED
     try:
+        check_opcodes(data, most_objects)
         # latin1: what Python 2 wrote as bytes, arrays among it, comes through whole.
         return _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except PickleRefused:
+    except (PickleRefused, MemoryError):
         raise
+    except Excess as error:
+        raise PickleRefused("unreadable", f"it is no pickle of an embedding: {error}") from None
     except Exception as error:  # noqa: BLE001 - bytes of anybody's making raise anything
         raise PickleRefused("unreadable", f"it is no whole pickle: {_words(error)}") from None
 
@@ -251,7 +300,7 @@ def flat(value: Any) -> NDArray[Any]:
         parts: list[NDArray[Any]] = []
         _collect(value, parts, MOST_IN_NESTED_LISTS, 0)
         return np.concatenate(parts) if parts else np.empty(0)
-    except (OverflowError, RecursionError, MemoryError) as error:
+    except (OverflowError, RecursionError) as error:
         raise PickleRefused("unreadable", f"its embedding can't be read: {_words(error)}") from None
 
 

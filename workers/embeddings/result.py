@@ -22,6 +22,13 @@ from workers.embeddings.pickles import Array, PickleRefused, read_pickle
 from workers.embeddings.speaker import Mean
 
 FORMATS = ("pkl", "npz")
+
+MOST_BYTES = 64 << 20
+"""Largest result: one of hundreds of thousands of utterances, whose names it lists."""
+
+MOST_OBJECTS = 1 << 23
+"""What it is made of, as ``opcodes`` counts."""
+
 STATS = ("mean", "std", "min", "max")
 
 Result = dict[str, Any]
@@ -143,7 +150,7 @@ def check_result(data: bytes, form: str, dataset: str, speaker: str) -> Result:
 
 
 def _decode_pickle(data: bytes) -> Result:
-    value = read_pickle(data)
+    value = read_pickle(data, MOST_OBJECTS)
     if type(value) is not dict or type(value.get("embedding")) is not Array:
         raise NoResult("it is no result")
     for name, kind in _FIELDS.items():

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from workers.embeddings.new_files import Disk, NewFile, give_name
-from workers.embeddings.result import FORMATS, NoResult, check_result, encode, make_result
+from workers.embeddings.result import FORMATS, MOST_BYTES, NoResult, check_result, encode, make_result
 from workers.embeddings.speaker import SpeakerFailed, mean_of
 from workers.embeddings.utterance import BadUtterance, Files, is_utterance, read_file
 from workers.protocol import (
@@ -335,7 +335,7 @@ class Desk:
     def _known(self, path: str, dataset: str, speaker: str) -> dict[str, Any] | None:
         """What a result that is there already says of itself; None where there is no whole one."""
         try:
-            data = read_file(path, None, follow_links=self._corpus.follow_links)
+            data = read_file(path, None, follow_links=self._corpus.follow_links, most=MOST_BYTES)
             result = check_result(data, self._corpus.form, dataset, speaker)
         except (BadUtterance, NoResult):
             return None

@@ -20,7 +20,7 @@ ROWS = 64
 """Vectors that are checked and summed at a time: enough that numpy's cost for a call is shared, few enough to stay in
 the processor's cache."""
 
-MOST_NUMBERS_IN_BLOCK = 1 << 22
+MOST_NUMBERS_IN_BLOCK = 1 << 20
 """Numbers that are held so at most, but for a single vector: as float64, and as they came beside it."""
 
 

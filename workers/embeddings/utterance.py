@@ -9,23 +9,22 @@ from __future__ import annotations
 import errno
 import fnmatch
 import io
-import math
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from workers.embeddings.pickles import MOST_NUMBERS, PickleRefused, flat, read_pickle
+from workers.embeddings.pickles import PickleRefused, flat, in_order, numbers_in, read_pickle
 
 if TYPE_CHECKING:
     import zipfile
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 8 << 20
 """Largest file of an utterance: far over any embedding's, and small enough to be held."""
 
 OPEN_AT_ONCE = 32
@@ -39,6 +38,21 @@ UNKNOWN = "unknown"
 """What stands for an id or a path that the file does not give."""
 
 SUFFIXES = (".pkl", ".npy", ".npz")
+
+LONGEST_HEADER = 10_000
+"""Bytes of a .npy's header: numpy's own limit."""
+
+MOST_MEMBERS = 1_000
+"""Members of a .npz."""
+
+_NPY_MAGIC = b"\x93NUMPY"
+_NPY_FIELD = re.compile(
+    r"""\s*(?P<quote>['"])(?P<name>descr|fortran_order|shape)(?P=quote)\s*:\s*
+    (?: (?P<q>['"])(?P<descr>[<>=|]?[a-zA-Z]\d{0,9}(?:\[\w+\])?)(?P=q) | (?P<order>True|False)
+      | \((?P<shape>[\d\sL,]*)\) ) \s*(?:,|(?=\}))""",
+    re.VERBOSE | re.ASCII,
+)
+_SIZES = re.compile(r"\s*(?:\d{1,20}L?\s*,\s*)*(?:\d{1,20}L?\s*)?\Z", re.ASCII)
 
 
 class Utterance(NamedTuple):
@@ -70,8 +84,8 @@ def is_utterance(name: str, exclude_prefixes: Sequence[str], exclude_patterns: S
     )
 
 
-def read_file(name: str, folder: int | None, *, follow_links: bool) -> bytes:
-    """The bytes of the file ``name`` in the open ``folder`` (None: of the current one).
+def read_file(name: str, folder: int | None, *, follow_links: bool, most: int = MOST_BYTES) -> bytes:
+    """The at most ``most`` bytes of the file ``name`` in the open ``folder`` (None: of the current one).
 
     Raises:
         BadUtterance: it is missing, no regular file, too large, or can't be read.
@@ -80,7 +94,7 @@ def read_file(name: str, folder: int | None, *, follow_links: bool) -> bytes:
         descriptor = _open(name, folder, follow_links=follow_links)
     except OSError as error:
         raise BadUtterance("unreadable", f"it can't be opened: {error.strerror}") from None
-    return _read(descriptor)
+    return _read(descriptor, most)
 
 
 class Files:
@@ -154,7 +168,7 @@ def _open(name: str, folder: int | None, *, follow_links: bool) -> int:
     return os.open(name, flags if follow_links else flags | os.O_NOFOLLOW, dir_fd=folder)
 
 
-def _read(descriptor: int) -> bytes:
+def _read(descriptor: int, most: int = MOST_BYTES) -> bytes:
     """The whole of an open file, which is closed.
 
     Raises:
@@ -164,8 +178,8 @@ def _read(descriptor: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BadUtterance("not_regular", "it is no regular file")
-        if status.st_size > MOST_BYTES:
-            raise BadUtterance("too_large", f"it has {status.st_size:,} bytes; the limit is {MOST_BYTES:,}")
+        if status.st_size > most:
+            raise BadUtterance("too_large", f"it has {status.st_size:,} bytes; the limit is {most:,}")
         data = os.read(descriptor, status.st_size + 1)
         while 0 < len(data) < status.st_size:  # a share may hand over less at a time
             more = os.read(descriptor, status.st_size - len(data))
@@ -194,9 +208,13 @@ def parse_utterance(name: str, data: bytes) -> Utterance:
         elif suffix == ".npz":
             utterance = _from_dictionary(_read_npz(data))
         else:
-            utterance = Utterance(_read_npy(io.BytesIO(data), len(data)).ravel(), UNKNOWN, UNKNOWN)
+            utterance = Utterance(_read_npy(data), UNKNOWN, UNKNOWN)
     except PickleRefused as refused:
         raise BadUtterance(refused.code, str(refused)) from None
+    except (BadUtterance, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a file makes its reader stumble over costs that file alone
+        raise BadUtterance("unreadable", f"its reader stumbles over it: {type(error).__name__}") from None
     if not utterance.embedding.size:
         raise BadUtterance("no_embedding", "its embedding is empty")
     return utterance
@@ -219,31 +237,44 @@ def _text(value: Any) -> str:
     return str(value) if type(value) is int and value.bit_length() < 256 else UNKNOWN
 
 
-def _read_npy(file: IO[bytes], size: int) -> NDArray[Any]:
-    """The array of numbers in a .npy of ``size`` bytes, never unpickling."""
-    shape, fortran, dtype, header = _read_header(file)
-    count = math.prod(shape)
+def _read_npy(data: bytes) -> NDArray[Any]:
+    """The numbers of the array in a .npy in one dimension, never unpickling."""
+    shape, fortran, dtype, header = _read_header(data)
     if dtype.kind not in "fiu":
         raise BadUtterance("no_embedding", f"an array of type {dtype.str} holds no numbers")
-    if count > MOST_NUMBERS or count * dtype.itemsize != size - header:
-        raise BadUtterance("unreadable", f"the file does not hold the {count:,} numbers of its shape {shape}")
-    numbers: NDArray[Any] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-    return numbers.reshape(shape, order="F" if fortran else "C")
+    count = numbers_in(shape)
+    if count * dtype.itemsize != len(data) - header:
+        raise BadUtterance("unreadable", f"the file does not hold the {count:,} numbers of its array")
+    return in_order(np.frombuffer(data, dtype, count, header), shape, fortran=fortran)
 
 
-def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, type, and the bytes before the numbers."""
+def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, type, and the bytes before the numbers. It is a Python literal, of which numpy's own reader would
+    make whatever it says; ours knows the three fields that it has."""
+    if data[:6] != _NPY_MAGIC or data[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise BadUtterance("unreadable", "it is no .npy as numpy.save writes them")
+    start = 10 if data[6] == 1 else 12
+    end = start + int.from_bytes(data[8:start], "little")
+    if not start < end <= min(len(data), start + LONGEST_HEADER):
+        raise BadUtterance("unreadable", "it is no .npy as numpy.save writes them: its header is torn or too long")
+    text = data[start:end].decode("latin1").strip()
+    fields: dict[str, str | None] = {}
+    at = 1
+    while field := _NPY_FIELD.match(text, at):
+        fields[field["name"]] = field[{"fortran_order": "order"}.get(field["name"], field["name"])]
+        at = field.end()
+    descr, order, shape = (fields.get(name) for name in ("descr", "fortran_order", "shape"))
+    if text[:1] != "{" or text[at:].strip() != "}" or descr is None or order is None or shape is None:
+        raise BadUtterance("unreadable", "it is no .npy of plain numbers as numpy.save writes them")
+    if descr.lstrip("|") == "O":
+        raise BadUtterance("refused", "it holds pickled objects, which are not read from a .npy")
+    if not _SIZES.match(shape):
+        raise BadUtterance("unreadable", "its shape is none")
     try:
-        version = npy_format.read_magic(file)
-        read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise BadUtterance("refused", "it holds pickled objects, which are not read from a .npy")
-        return shape, fortran, dtype, file.tell()
-    except BadUtterance:
-        raise
-    except Exception:  # noqa: BLE001 - the header is read as a Python literal, and numpy lets its errors through
-        raise BadUtterance("unreadable", "it is no .npy as numpy.save writes them") from None
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError):
+        raise BadUtterance("unreadable", f"numpy has no type {descr}") from None
+    return tuple(int(size.strip(" L\t\n")) for size in shape.split(",") if size.strip()), order == "True", dtype, end
 
 
 def _read_npz(data: bytes) -> dict[str, Any]:
@@ -251,6 +282,8 @@ def _read_npz(data: bytes) -> dict[str, Any]:
     whatever its name."""
     import zipfile  # most corpora have none, and every process starts anew
 
+    if data.count(b"PK\1\2") > MOST_MEMBERS:
+        raise BadUtterance("unreadable", "it has far too many members")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -262,7 +295,7 @@ def _read_npz(data: bytes) -> dict[str, Any]:
                 if name in members:
                     found[name] = _read_text(archive, members[name])
             return found
-    except BadUtterance:
+    except (BadUtterance, PickleRefused, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - zipfile and zlib raise anything for bytes of anybody's making
         raise BadUtterance("unreadable", f"it is no .npz as numpy.savez writes them: {type(error).__name__}") from None
@@ -271,17 +304,24 @@ def _read_npz(data: bytes) -> dict[str, Any]:
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     if info.file_size > MOST_BYTES:
         raise BadUtterance("too_large", f"its member {info.filename!a} has {info.file_size:,} bytes")
+    return _read_npy(_unfold(archive, info))
+
+
+def _unfold(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, as many as it says it has."""
+    if info.compress_type not in (0, 8):  # the others may take any memory to unfold, and numpy writes none of them
+        raise BadUtterance("unreadable", f"its member {info.filename!a} is compressed as numpy compresses nothing")
     with archive.open(info) as member:
-        return _read_npy(member, info.file_size)
+        return member.read(info.file_size)
 
 
 def _read_text(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | int | None:
     """A text or whole number without dimensions; None for anything else."""
     if info.file_size > 8 * LONGEST_TEXT:
         return None
-    with archive.open(info) as member:
-        shape, _, dtype, _ = _read_header(member)
-        if math.prod(shape) != 1 or dtype.kind not in "Uiu":
-            return None
-        value: str | int = np.frombuffer(member.read(dtype.itemsize), dtype)[0].item()
-        return value
+    data = _unfold(archive, info)
+    shape, _, dtype, header = _read_header(data)
+    if numbers_in(shape) != 1 or dtype.kind not in "Uiu":
+        return None
+    value: str | int = np.frombuffer(data, dtype, 1, header)[0].item()
+    return value

@@ -230,6 +230,44 @@ def test_an_array_holds_what_its_shape_says(shape: Any) -> None:
     assert refused(head + state + b"b.").code == "unreadable"
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (bytes.fromhex("80044e720000000a2e"), "numbers 167,772,160 things"),
+        (b"Np99999999999999999999\n.", "numbers"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.", "torn"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 3 << 30) + b"x.", "torn"),
+        (b"\x80\x02\x8b" + struct.pack("<I", 2000) + bytes(2000) + b".", "number without end"),
+        (b"]" * (1 << 21) + b".", "more objects"),
+        (b"\x80\x04})" + b"".join(b"\x94h" + bytes([n]) + b"\x86" for n in range(60)) + b"Ns.", "more objects"),
+        (b"N2.", "no opcode"),
+    ],
+)
+def test_what_would_take_too_much_is_never_made(data: bytes, says: str) -> None:
+    """Lengths and indexes beyond the data, numbers without end, floods, a key that can't be hashed in a lifetime."""
+    problem = refused(data)
+    assert problem.code == "unreadable" and says in str(problem)
+
+
+def test_files_that_are_alike_are_looked_at_all_the_same() -> None:
+    """What differs in more than the data that its lengths announce is gone through like the first."""
+    honest = pickle.dumps({"embedding": np.arange(4.0), "utterance_id": "abcdef"})
+    for _ in range(3):
+        assert flat(read_pickle(honest)["embedding"]).tolist() == [0, 1, 2, 3]
+        assert read_pickle(honest.replace(b"abcdef", b"(((((2"))["utterance_id"] == "(((((2"
+        at = honest.index(b"\x8c\x06abcdef")
+        spoilt = honest[:at] + b"r\0\0\0\x0aNN2" + honest[at + 8 :]
+        assert len(spoilt) == len(honest) and "numbers" in str(refused(spoilt))
+
+
+def test_what_is_shared_may_be_used_again() -> None:
+    """References to the same texts, arrays and short tuples are what pickle writes of honest files."""
+    pair, vector = ("a", 1), np.arange(3.0)
+    value = {"embedding": [vector] * 100, "more": [pair] * 1000, "again": {pair: [pair, "a"] * 500}}
+    for protocol in range(6):
+        assert read_pickle(pickle.dumps(value, protocol=protocol))["more"] == [pair] * 1000
+
+
 def exponential(levels: int) -> Any:
     value: Any = [1.0, 2.0]
     for _ in range(levels):

@@ -105,6 +105,10 @@ class Tensor:
         ("a.npy", npy(np.array([{}], dtype=object), allow_pickle=True), "refused"),
         ("a.npy", npy(np.array(["x"])), "no_embedding"),
         ("a.npy", npy(np.empty(0)), "no_embedding"),
+        *(
+            ("a.npy", npy(VECTOR).replace(b"(3,), }" + b" " * 3, shape.ljust(10)), "unreadable")
+            for shape in (b"(-3,), }", b"(True,)}", b"(((3,)))}", b"(3.0,), }", b"[3]}", b"3}")
+        ),
         ("a.npz", b"PK", "unreadable"),
         ("a.npz", npz(a=VECTOR, b=VECTOR), "no_embedding"),
         ("a.npz", npz(embedding=VECTOR)[:-30], "unreadable"),
