@@ -100,6 +100,10 @@ class Paths(Table):
         (),
         description="Folders from which jobs may name absolute paths. The inbox and mapped ones are always among them.",
     )
+    output_roots: Folders = Field(
+        (),
+        description="Folders in which a job may have its files written (output_file); none: they stay in the outbox.",
+    )
     mapped: Annotated[dict[str, Path], BeforeValidator(_as_mapped_folders)] = Field(
         default_factory=dict,
         description="Folders as another machine names them, and where they are here.",

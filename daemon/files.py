@@ -236,19 +236,28 @@ def read_regular(path: Path | str, most: int, within: int | None = None) -> byte
     return content
 
 
-def holds(path: Path, sha256: object) -> bool:
-    """Whether a regular file of that content is there and can be read.
+def sha256_of(path: Path) -> str | None:
+    """The sha256, in hex, of a regular file's content; None where there is none that can be read.
 
     Raises:
         OSError: the machine lacks what it takes to look (SHORTAGES).
     """
     try:
         with open(open_regular(path), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         if error.errno in SHORTAGES:
             raise
-        return False
+        return None
+
+
+def holds(path: Path, sha256: object) -> bool:
+    """Whether a regular file of that content is there and can be read.
+
+    Raises:
+        OSError: the machine lacks what it takes to look (SHORTAGES).
+    """
+    return sha256 is not None and sha256_of(path) == sha256
 
 
 def fsync_file(path: Path) -> None:

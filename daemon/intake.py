@@ -158,7 +158,8 @@ def _snapshot_once(
             snapshot = snapshot_reference(
                 reference,
                 base_folder=settings.paths.inbox,
-                allowed_roots=settings.paths.allowed_roots,
+                # Codes that an earlier job has made lie in the outbox.
+                allowed_roots=(*settings.paths.allowed_roots, settings.paths.outbox),
                 mapped=settings.paths.mapped,
                 folder=folder,
                 limits=settings.limits,

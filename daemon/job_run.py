@@ -35,6 +35,7 @@ from daemon.live_job import EngineIdentity, LiveJob
 from daemon.mounts import Mounts
 from daemon.narration import Narration
 from daemon.outbox import OutboxConflict
+from daemon.output_files import write_results
 from daemon.pool import Pool
 from daemon.recorder import Recorder
 from daemon.redo import look_back
@@ -496,8 +497,7 @@ class JobRun:
 
     def _write_results(self) -> None:
         if self.job.job.results is not None:
-            paths = self._jobs.settings.paths
-            outbox.write_results(self._folder, self.job, paths.inbox, paths.allowed_roots, paths.mapped)
+            write_results(self._folder, self.job, self._jobs.settings.paths)
 
     def _write_last_look(self) -> None:
         """progress.json and the report as they stay. Nobody waits for them but people."""

@@ -15,13 +15,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from daemon import files, results
 from daemon.live_job import LiveJob, LiveSegment
-from daemon.mapped_paths import is_windows_path, path_here, path_there
 
 SCHEMA = 1
 
@@ -263,90 +262,3 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
         "workers": list(workers),
         "note": job.note,
     }
-
-
-def write_results(
-    folder: Path,
-    job: LiveJob,
-    base: Path,
-    allowed_roots: Sequence[Path],
-    mapped: Mapping[str, Path] | None = None,
-) -> None:
-    """results.json in the form LocalClip reads, and the files that it asked for by ``output_file``.
-
-    A path outside ``allowed_roots``, or that can't be written for what it is, is named in ``ignored`` and the file
-    stays in the outbox. Files are named as the machine that ``mapped`` (``paths.mapped``) is about names them.
-
-    Raises:
-        OSError: a disk or share is in trouble; call again.
-    """
-    speakers = {speaker.id: speaker for speaker in job.job.speakers}
-    by_index: dict[str, str] = {}
-    by_speaker: list[dict[str, Any]] = []
-    for position, live in enumerate(job.segments):
-        if live.status != "ok":
-            continue
-        file = folder / published_name(job, position)
-        asked = live.segment.output_file
-        if asked is not None:
-            try:
-                file = place(file, base / _here(asked, mapped or {}), allowed_roots)
-            except NotPlaced as why:
-                line = f"output of segment {live.segment.index}: {asked!r} {why}"
-                if line not in job.ignored:
-                    job.ignored.append(line)
-        by_index[str(live.segment.index)] = name = path_there(file, mapped or {})
-        if job.job.results == "encode":
-            speaker = live.segment.speaker
-            number = speakers[speaker].numeric
-            by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": name})
-    # On one line: LocalClip looks for a line that is a whole JSON value.
-    line = json.dumps(by_speaker if job.job.results == "encode" else by_index, ensure_ascii=False)
-    files.write_atomically(folder / "results.json", line.encode("utf-8", "backslashreplace") + b"\n")
-
-
-class NotPlaced(Exception):
-    """Why a file was not written where the job asked for it, as the rest of a sentence about the path."""
-
-
-def _here(asked: str, mapped: Mapping[str, Path]) -> str:
-    here = path_here(asked, mapped)
-    if is_windows_path(here):
-        raise NotPlaced("is a path of another machine: say in paths.mapped where its folder is here")
-    return here
-
-
-_TROUBLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
-    | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
-"""What may pass; every other refusal is the path's own and would stay."""
-
-
-def place(file: Path, asked: Path, allowed_roots: Sequence[Path]) -> Path:
-    """Copy ``file`` to ``asked`` when that lies inside the allowed roots, links resolved; where it is then.
-
-    Raises:
-        NotPlaced: it does not, or can't be written.
-        OSError: a disk or share is in trouble.
-    """
-    try:
-        target = Path(os.path.realpath(asked.parent)) / asked.name
-        real_roots = [Path(os.path.realpath(root)) for root in allowed_roots]
-        root = next((root for root in real_roots if target.is_relative_to(root)), None)
-        if root is None or asked.name in ("", ".", ".."):
-            raise NotPlaced("is outside paths.allowed_roots")
-        # Any folder on the way may become a link at any moment.
-        folder = files.open_folder(target.parent, root, make=True)
-        try:
-            files.copy(file, files.held(folder) / target.name)
-            files.fsync_folder(files.held(folder))
-        finally:
-            os.close(folder)
-    except ValueError as error:  # a NUL, or a character that no file name can hold
-        raise NotPlaced(f"can't be a path: {error}") from error
-    except OSError as error:
-        if error.errno in _TROUBLE:
-            raise
-        raise NotPlaced(f"can't be written: {error.strerror}") from error
-    return target

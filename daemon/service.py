@@ -170,6 +170,9 @@ class Daemon:
         ):
             self._tasks.start_soon(upkeep)
         self._notifier.ready(self._status_line())
+        if not (paths := self.settings.paths).output_roots and len(paths.allowed_roots) > 1:
+            # Before 0.2 they were for both.
+            log.info("paths.allowed_roots are for reading; folders that jobs may write to are paths.output_roots")
         log.info("ready", version=daemon.__version__, pid=os.getpid(), inbox=str(self.settings.paths.inbox))
         while (number := await anext(signals)) == signal.SIGHUP:
             await self._reconfigure()

@@ -6,16 +6,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from daemon import files, outbox
 from daemon.config import Settings
-from daemon.core.job import Limits
 from daemon.core.job_id import fold_job_id
 from daemon.live_job import EngineIdentity, LiveJob
-from daemon.outbox import OutboxConflict, TakenNames, manifest, progress, publish, published_name, take, write_results
+from daemon.outbox import OutboxConflict, TakenNames, manifest, progress, publish, published_name, take
 from daemon.results import READ_MARK, has_been_read, mark_as_read
 from daemon.store import store
 from tests.shell import deliver, job_document, make_live_job, settings_in
@@ -238,111 +236,6 @@ def test_json_for_others(tmp_path: Path) -> None:
     assert json.loads(path.read_bytes()) == {"text": "größer 日本 \ud800"}
     with pytest.raises(ValueError):
         outbox.write_json(path, {"rate": float("inf")})
-
-
-# --- LocalClip's results -----------------------------------------------------------------------------------
-
-
-def localclip(settings: Settings, tasks: list[dict[str, Any]]) -> tuple[LiveJob, Path]:
-    """A generate job, all spoken and published."""
-    filled = [
-        {"segment_index": 0, "speaker_id": 0, "target_text": "a", "npy_file": "v.npy", "reference_text": "r"} | task
-        for task in tasks
-    ]
-    job = make_live_job(settings.paths.state / "jobs", {"mode": "generate", "tasks": filled})
-    folder = take(settings.paths.outbox, job)
-    finish(job, folder)
-    return job, folder
-
-
-def results(settings: Settings, job: LiveJob, folder: Path) -> Any:
-    write_results(folder, job, settings.paths.inbox, settings.paths.allowed_roots)
-    return json.loads((folder / "results.json").read_bytes())
-
-
-def test_a_generate_job_has_a_map(settings: Settings) -> None:
-    """Index to path; the file where it was asked for, and in the outbox too; failures are left out. Two voices of one
-    numbered speaker are as good as one."""
-    inside = settings.paths.inbox / "results" / "deep" / "12.wav"
-    job, folder = localclip(
-        settings,
-        [
-            {"segment_index": 3},
-            {"segment_index": 12, "output_file": str(inside), "npy_file": "other.npy"},
-            {"segment_index": 13, "output_file": "results/13.wav"},
-            {"segment_index": 14},
-        ],
-    )
-    job.segments[3].status = "failed"
-    for _ in range(2):
-        assert results(settings, job, folder) == {
-            "3": str(folder / "segment_0003.wav"),
-            "12": str(inside),
-            "13": str(settings.paths.inbox / "results" / "13.wav"),
-        }
-    assert inside.read_bytes() == (folder / "segment_0012.wav").read_bytes()
-    assert job.ignored == []
-
-
-def test_an_encode_job_has_a_list(settings: Settings) -> None:
-    """Speakers under the ids that the job gave them, numbers as numbers."""
-    speakers = [
-        {"speaker_id": speaker, "reference_audio": "a.wav", "reference_text": "r", "output_npy": f"npy/{speaker}.npy"}
-        for speaker in (0, "narrator", "7")
-    ]
-    job = make_live_job(settings.paths.state / "jobs", {"mode": "encode", "speakers": speakers})
-    folder = take(settings.paths.outbox, job)
-    for live in job.segments:
-        live.status = "ok"
-    for position in range(3):
-        (folder / published_name(job, position)).write_bytes(b"codes")
-    placed = settings.paths.inbox / "npy"
-    assert results(settings, job, folder) == [
-        {"speaker_id": 0, "npy_file": str(placed / "0.npy")},
-        {"speaker_id": "narrator", "npy_file": str(placed / "narrator.npy")},
-        {"speaker_id": "7", "npy_file": str(placed / "7.npy")},
-    ]
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        "../outside.wav",
-        "/etc/outside.wav",
-        "results/../../outside.wav",
-        "link/outside.wav",
-        "results/..",
-        "results/" + "x" * 300 + ".wav",
-        "file.txt/a.wav",
-        "folder",
-        "loop/a.wav",
-    ],
-)
-def test_what_can_not_be_placed_stays_in_the_outbox(settings: Settings, asked: str) -> None:
-    """Outside of the allowed roots by whatever way, or no name that can be written: it is told in ``ignored``, once,
-    and the job goes to its end."""
-    inbox = settings.paths.inbox
-    (inbox / "link").symlink_to(inbox.parent)
-    (inbox / "loop").symlink_to("loop")
-    (inbox / "file.txt").write_bytes(b"theirs")
-    (inbox / "folder").mkdir()
-    before = sorted(path for path in inbox.parent.rglob("*") if "state" not in path.parts)
-    job, folder = localclip(settings, [{"output_file": asked}])
-    for _ in range(2):
-        assert results(settings, job, folder) == {"0": str(folder / "segment_0000.wav")}
-    (line,) = job.ignored
-    assert "segment 0" in line and line.count(asked) == 1
-    (folder / "results.json").unlink()
-    after = sorted(path for path in inbox.parent.rglob("*") if "state" not in path.parts)
-    assert [path for path in after if not path.is_relative_to(folder) and path != inbox / "results"] == before
-    assert (inbox / "file.txt").read_bytes() == b"theirs"
-
-
-def test_jobs_that_are_no_localclip_config_have_no_results(settings: Settings, job: LiveJob) -> None:
-    """An accepted job remembers its form through a restart."""
-    assert job.job.results is None
-    generate, _ = localclip(settings, [{}])
-    assert LiveJob.open(generate.folder, Limits()).job.results == "generate"
 
 
 def test_a_manifest_of_an_earlier_life_stays(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ _SPEAKER = spellings({"speaker_id": (), "reference_audio": (), "reference_text":
 _WHY_IGNORED = {
     "fish_speech_dir": "the daemon's own environment holds fish-speech (worker.python, worker.path)",
     "checkpoint_dir": "the daemon's own engine.checkpoint is used",
-    "output_dir": "results go to the outbox, and to each output_file that lies inside paths.allowed_roots",
+    "output_dir": "results go to the outbox, and to each output_file that lies inside paths.output_roots",
 }
 _MOST_IGNORED = 200
 

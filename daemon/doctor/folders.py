@@ -73,6 +73,16 @@ def check(settings: Settings) -> list[Finding]:
             problem = "is not there" if not root.exists() else "may not be read by this user"
             mend = "Make it readable, or take it out of paths.allowed_roots or paths.mapped."
             found.append(Finding.warn("paths.allowed_roots", f"{root} {problem}", mend))
+    for root in paths.output_roots:
+        if not os.access(root, os.W_OK | os.X_OK):
+            problem = "is not there" if not root.exists() else "may not be written to by this user"
+            mend = "Make it writable, or take it out of paths.output_roots."
+            found.append(Finding.warn("paths.output_roots", f"{root} {problem}", mend))
+    if not paths.output_roots and (more := [root for root in paths.allowed_roots if root != paths.inbox]):
+        message = f"no job may write its output_file anywhere: paths.allowed_roots ({more[0]}, …) are for reading"
+        found.append(
+            Finding.ok("paths.output_roots", f"{message}; name folders here if LocalClip's files are to go there")
+        )
     return found
 
 

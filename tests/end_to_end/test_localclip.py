@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.end_to_end.conftest import DaemonUnderTest, recording, shared_daemon
+from tests.end_to_end.conftest import DaemonUnderTest, recording, shared_daemon, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,12 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dubd(tmp_path_factory: pytest.TempPathFactory, allowed: Path) -> Iterator[DaemonUnderTest]:
+    drive = tmp_path_factory.mktemp("D")
     yield from shared_daemon(
         tmp_path_factory,
         paths__allowed_roots=[str(allowed)],
-        paths__mapped={"C:\\clips": str(allowed / "clips"), "D:\\out": str(tmp_path_factory.mktemp("D"))},
+        paths__output_roots=[str(allowed), str(drive)],
+        paths__mapped={"C:\\clips": str(allowed / "clips"), "D:\\out": str(drive)},
     )
 
 
@@ -109,28 +111,41 @@ def test_an_output_file_outside_stays_in_the_outbox(dubd: DaemonUnderTest, allow
     assert not list(allowed.parent.glob("evil*")) and (allowed / "file").read_text() == "a file"
 
 
-def test_an_output_file_may_replace_a_link_but_not_follow_it(
-    dubd: DaemonUnderTest, allowed: Path, tmp_path: Path
-) -> None:
+def test_an_output_file_follows_no_link_and_replaces_none(dubd: DaemonUnderTest, allowed: Path, tmp_path: Path) -> None:
+    """What is there already and is no result of this job stays."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (allowed / "link.wav").symlink_to(precious)
-    manifest = dubd.run("link", generate({0: str(allowed / "link.wav")}))
-    assert manifest["status"] == "done"
-    assert precious.read_text() == "mine"
-    assert not (allowed / "link.wav").is_symlink()
+    (allowed / "theirs.wav").write_text("theirs")
+    manifest = dubd.run("link", generate({0: str(allowed / "link.wav"), 1: str(allowed / "theirs.wav")}))
+    assert (manifest["status"], len([line for line in manifest["ignored"] if "stays as it is" in line])) == ("done", 2)
+    assert (precious.read_text(), (allowed / "theirs.wav").read_text()) == ("mine", "theirs")
+    assert (allowed / "link.wav").is_symlink()
+    redone = dubd.run("again", generate({0: str(allowed / "again.wav")}))
+    assert redone["status"] == "done"
+    first = (allowed / "again.wav").read_bytes()
+    config = generate({0: str(allowed / "again.wav")})
+    config["tasks"][0]["target_text"] = "Another text for the same job."
+    before = (dubd.outbox / "again" / "manifest.json").read_bytes()
+    dubd.drop("again", config)
+    wait_for(
+        lambda: (dubd.manifest_now("again") or {}) and (dubd.outbox / "again" / "manifest.json").read_bytes() != before,
+        "it",
+    )
+    assert (allowed / "again.wav").read_bytes() != first
+    assert results(dubd, "again") == {"0": str(allowed / "again.wav")}
 
 
-def test_no_output_file_and_a_relative_one(dubd: DaemonUnderTest) -> None:
-    """Without one, the result is the file in the outbox; a relative one starts from the inbox."""
+def test_no_output_file_and_one_in_the_inbox(dubd: DaemonUnderTest) -> None:
+    """The result is the file in the outbox: nothing is written into the inbox, whatever a job says."""
     job = generate({0: None, 1: "out/relative.wav"})
     del job["tasks"][0]["output_file"]
     dubd.run("relative", job)
     assert results(dubd, "relative") == {
         "0": str(dubd.outbox / "relative" / "segment_0000.wav"),
-        "1": str(dubd.inbox / "out" / "relative.wav"),
+        "1": str(dubd.outbox / "relative" / "segment_0001.wav"),
     }
-    assert (dubd.inbox / "out" / "relative.wav").exists()
+    assert not (dubd.inbox / "out").exists()
 
 
 def test_a_voice_is_its_id_its_codes_and_its_text(dubd: DaemonUnderTest) -> None:
@@ -177,14 +192,14 @@ def test_encode(dubd: DaemonUnderTest, allowed: Path) -> None:
         assert codes.shape[0] == 10 and codes.dtype.kind == "i"
 
 
-def test_encoded_codes_speak(dubd: DaemonUnderTest, allowed: Path) -> None:
-    """The road of the editor: encode first, then generate with what came out."""
+def test_encoded_codes_speak(dubd: DaemonUnderTest) -> None:
+    """The road of the editor: encode first, then generate with what came out, which lies in the outbox."""
     speaker = {"speaker_id": 0, "reference_audio": "speaker_0.flac", "reference_text": "x", "output_npy": "made.npy"}
     dubd.run("step_1", {"mode": "encode", "speakers": [speaker]})
     (entry,) = results(dubd, "step_1")
-    assert entry["npy_file"] == str(dubd.inbox / "made.npy") and os.path.exists(entry["npy_file"])
+    assert entry["npy_file"] == str(dubd.outbox / "step_1" / "segment_0000.npy") and os.path.exists(entry["npy_file"])
     job = generate({0: None})
-    job["tasks"][0]["npy_file"] = "made.npy"
+    job["tasks"][0]["npy_file"] = entry["npy_file"]
     assert dubd.run("step_2", job)["status"] == "done"
 
 

@@ -31,7 +31,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from daemon import outbox
+from daemon import output_files
+from daemon.config import Paths
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reference
 from daemon.core.job_id import job_id_problem
 from daemon.core.job_parser import parse_job
@@ -293,17 +294,18 @@ def swap_references(base: Path, tries: int) -> Row:
 
 def swap_outputs(base: Path, tries: int) -> Row:
     """A folder that a job wants its results in becomes a link to elsewhere, and back: nothing is written there."""
-    inbox, outside = base / "swap-results", base / "swap-elsewhere"
-    inbox.mkdir()
+    root, outside = base / "swap-results", base / "swap-elsewhere"
+    root.mkdir()
+    paths = Paths(output_roots=(root,))
     outside.mkdir()
     source = base / "result.wav"
     source.write_bytes(recordings.wav())
     placed = 0
-    with Swapper(inbox / "results", [os.mkdir, lambda path: path.symlink_to(outside)]):
+    with Swapper(root / "results", [os.mkdir, lambda path: path.symlink_to(outside)]):
         for number in range(tries):
-            asked = inbox / "results" / ("deep/" * (number % 2)) / f"{number}.wav"
-            with contextlib.suppress(outbox.NotPlaced, OSError):
-                outbox.place(source, asked, [inbox])
+            asked = root / "results" / ("deep/" * (number % 2)) / f"{number}.wav"
+            with contextlib.suppress(output_files.NotPlaced, OSError):
+                output_files.place(source, asked, paths)
                 placed += 1
     escaped = list(outside.iterdir())
     if escaped:

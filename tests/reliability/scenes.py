@@ -62,6 +62,8 @@ class Stage:
         self.inbox = self.root / "inbox"
         self.rejected = self.root / "rejected"
         self.jobs = self.root / "state" / "jobs"
+        self.placed = self.root / "placed"
+        """Where LocalClip's files are asked for."""
 
     @property
     def roots(self) -> dict[str, Path]:
@@ -76,7 +78,9 @@ class Stage:
         noise = numpy.random.default_rng(1).normal(0, 0.1, rate * 5 // 4).astype(numpy.float32)
         soundfile.write(str(self.inbox / "anna.wav"), noise, rate)
         numpy.save(self.inbox / "bo.npy", numpy.full((10, 20), 7, dtype=numpy.int64))
-        whole = {**SETTINGS, "paths.root": self.root, "engine.options": {"told": str(self.told)}, **settings}
+        self.placed.mkdir()
+        places = {"paths.root": self.root, "paths.output_roots": [str(self.placed)]}
+        whole = {**SETTINGS, **places, "engine.options": {"told": str(self.told)}, **settings}
         if self.elsewhere is not None:
             whole["paths.outbox"] = self.outbox
         self.config.write_text(toml(whole), "utf-8")
@@ -272,7 +276,7 @@ class Scene:
 
 
 def drop(stage: Stage, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document).replace("INBOX", str(stage.inbox))
+    text = json.dumps(document).replace("INBOX", str(stage.inbox)).replace("PLACED", str(stage.placed))
     (stage.inbox / ".scene.part").write_text(text, "utf-8")
     (stage.inbox / ".scene.part").rename(stage.inbox / "scene.json")
 
@@ -305,7 +309,7 @@ def localclip(*lines: str) -> dict[str, Any]:
                 "target_text": text,
                 "npy_file": "bo.npy",
                 "reference_text": "What Bo says.",
-                "output_file": f"INBOX/results/line_{index}.wav",
+                "output_file": f"PLACED/line_{index}.wav",
             }
             for index, text in enumerate(lines)
         ],
