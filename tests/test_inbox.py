@@ -21,8 +21,9 @@ from daemon import files
 from daemon import inbox as inboxes
 from daemon.config import Settings
 from daemon.core.job import JobRejected, Limits, Reason
-from daemon.inbox import Inbox, Look, Ready, read_document, reject
+from daemon.inbox import Inbox, Look, Ready, read_document
 from daemon.live_job import Claim, new_token
+from daemon.rejected import reject
 from tests.shell import job_document, settings_in
 
 SETTLE, GRACE = 2.0, 10.0
