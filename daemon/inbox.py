@@ -10,6 +10,7 @@ is lost but seconds. Taking is one rename into ``.claimed/HOST-ID/TOKEN/``: of s
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import time
@@ -30,20 +31,19 @@ from daemon.core.job_parser import parse_job
 from daemon.core.redo import read_request
 from daemon.live_job import Claim, new_token, received_at, stem_of
 from daemon.mapped_paths import path_here
+from daemon.sights import STILL_GROWS, Sights, Signature
 
 log = structlog.get_logger("dubd.inbox")
 
 CLAIMED = ".claimed"
 CANCEL = ".cancel"
+OBEYED = -1
 LOOK_BUDGET_S = 0.3
 """How long one look may parse files before the ones that are ready are handed on. Listing them is not counted: a share
 on which that alone takes longer must not keep the first file from being read."""
 
 WATCH_MS = 250
 """Milliseconds after which the watcher's thread looks up to see whether it is still wanted."""
-
-Signature = tuple[int, int, int, int]
-"""Device, inode, size, modification time in ns."""
 
 
 @dataclass(slots=True)
@@ -69,7 +69,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A request to cancel: since when (monotonic) it is here, and the look that found it."""
+    """A request to cancel: since when (monotonic) it is here, and the look that found it; OBEYED: it means nothing any
+    more, and can't be removed."""
 
     name: str
     folded_id: str
@@ -99,8 +100,7 @@ class Ready:
 class Look:
     """What one look at the inbox found. ``ready``: what will be rejected comes last. ``next_due``: when something may
     have settled (monotonic), or None. ``more``: the look ran out of its budget; look again at once. ``stuck``: files
-    that can't be taken out. ``ids``: folded job ids of what is here and not taken, and the look that first found one;
-    None: of what has not said its id yet."""
+    that can't be taken out. ``ids``: folded job ids of what is here, and the look that first found a file of each."""
 
     ready: tuple[Ready, ...]
     requests: tuple[Cancel, ...]
@@ -108,7 +108,7 @@ class Look:
     next_due: float | None
     more: bool
     stuck: tuple[str, ...] = ()
-    ids: Mapping[str | None, int] = field(default_factory=dict)
+    ids: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def cancels(self) -> tuple[str, ...]:
@@ -127,7 +127,8 @@ class Inbox:
         self._settings = settings
         self._observations: dict[str, Observation] = {}
         self._cancels: dict[str, Cancel] = {}
-        self._looks = 0
+        self._sights = Sights(settings.paths.state)
+        self._remembered: set[tuple[str, Signature, int]] = set()
         self._put_back: dict[str, tuple[Signature, int]] = {}
         """What was put back: it is the file that was seen before."""
         self._stuck: dict[str, tuple[object, ...]] = {}
@@ -151,7 +152,7 @@ class Inbox:
             OSError: the inbox can't be listed.
         """
         settle, grace = self._settings.inbox.settle_seconds, self._settings.inbox.grace_seconds
-        self._looks += 1
+        self._sights.looks += 1
         ready: list[Ready] = []
         cancels: dict[str, Cancel] = {}
         due: list[float] = []
@@ -165,15 +166,15 @@ class Inbox:
             else:
                 seen[name] = status, self._observe(name, status, now)
         more = self._parse_new(seen, now)
-        ids: dict[str | None, int] = {}
+        ids: dict[str, int] = {}
         for name, (status, observation) in seen.items():
             if name in self._stuck:
                 if self._stuck[name] == self._stuck_while(status):
                     stuck.append(name)
                     continue
                 del self._stuck[name]
-            if observation.folded_id is not None or not observation.complete:
-                ids[observation.folded_id] = min(observation.seen, ids.get(observation.folded_id, self._looks))
+            if observation.folded_id is not None:
+                ids[observation.folded_id] = min(observation.seen, ids.get(observation.folded_id, observation.seen))
             if observation.regular and not observation.parsed:
                 continue
             if now - observation.since < settle:
@@ -207,7 +208,8 @@ class Inbox:
     def _cancel(self, name: str, status: os.stat_result, now: float) -> Cancel:
         known, signature = self._cancels.get(name), _signature(status)
         if known is None or known.signature != signature:
-            known = Cancel(name, fold_job_id(name[: -len(CANCEL)]), signature, now, self._looks)
+            seen = self._sights.of(name, signature)
+            known = Cancel(name, fold_job_id(name[: -len(CANCEL)]), signature, now, seen)
         return known
 
     def _candidates(self) -> list[tuple[str, os.stat_result]]:
@@ -228,7 +230,7 @@ class Inbox:
         signature = _signature(status)
         observation = self._observations.get(name)
         if observation is None or observation.signature != signature:
-            seen = self._looks
+            seen = self._sights.looks if observation is not None else self._sights.of(name, signature)
             if observation is not None and observation.signature[:2] == signature[:2] and observation.job_id is None:
                 seen = observation.seen  # the same one, which is still being written
             before, when = self._put_back.pop(name, (None, 0))
@@ -460,17 +462,38 @@ class Inbox:
         files.remove(self._folder / name)
 
     def remove_cancels(self, cancels: Sequence[Cancel]) -> list[tuple[Cancel, OSError]]:
-        """Remove what was obeyed, unless another one has that name by now; those that can't be removed."""
+        """Remove what was obeyed, unless another one has that name by now; those that can't be removed are OBEYED."""
         kept = []
         for cancel in cancels:
             try:
-                if _signature(os.lstat(self._folder / cancel.name)) == cancel.signature:
-                    self.remove_cancel(cancel.name)
-            except FileNotFoundError:
-                pass
+                with suppress(FileNotFoundError):
+                    if _signature(os.lstat(self._folder / cancel.name)) == cancel.signature:
+                        self.remove_cancel(cancel.name)
+                del self._cancels[cancel.name]
             except OSError as error:
                 kept.append((cancel, error))
+                self._cancels[cancel.name] = dataclasses.replace(cancel, seen=OBEYED)
         return kept
+
+    def remember(self) -> None:
+        """Write down which cancels are here, if there are new ones, and when the files came that they may concern: the
+        next life of the daemon can't see that any more.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        marks = {(cancel.name, cancel.signature, cancel.seen) for cancel in self._cancels.values()}
+        if marks <= self._remembered:
+            return
+        ids = {cancel.folded_id for cancel in self._cancels.values()}
+        seen = {name: (cancel.signature, cancel.seen) for name, cancel in self._cancels.items()}
+        for name, found in list(self._observations.items()):
+            if found.folded_id in ids:
+                seen[name] = found.signature, found.seen
+            elif not found.complete:
+                seen[name] = (*found.signature[:2], STILL_GROWS, STILL_GROWS), found.seen
+        self._sights.keep(seen)
+        self._remembered = marks
 
     # --- waking up ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from daemon import files
 from daemon import rejected as rejections
 from daemon.config import Settings
 from daemon.core.job import Reason
-from daemon.inbox import Cancel, CanNotTake, Inbox, Look, Ready, Signature, printable
+from daemon.inbox import OBEYED, Cancel, CanNotTake, Inbox, Look, Ready, printable
 from daemon.intake import Rejection, accept, twin_rejection
 from daemon.jobs import SPACE_CHECK_S, Jobs, Signs
 from daemon.live_job import Claim, LiveJob
@@ -75,8 +75,6 @@ class Reception:
         self._unmovable: set[str] = set()
         self._left: dict[str, str] = {}
         """Files that are left in the inbox, and why."""
-        self._obeyed: dict[str, Signature] = {}
-        """Cancels that can't be removed, and mean nothing any more."""
         self._reachable = True
 
     def look_soon(self) -> None:
@@ -415,7 +413,7 @@ class Reception:
         cancel in the inbox concerns, also to the next life of the daemon."""
         over: list[Cancel] = []
         held: dict[str, int] = {}
-        coming = {folded_id: seen for folded_id, seen in look.ids.items() if folded_id is not None}
+        coming = dict(look.ids)
         for item in self._admitting.values():
             if item is not None and item.folded_id is not None:
                 coming[item.folded_id] = min(item.seen, coming.get(item.folded_id, item.seen))
@@ -424,7 +422,7 @@ class Reception:
         for number, cancel in enumerate(look.requests, 1):
             if number % CANCELS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
-            if self._obeyed.get(cancel.name) == cancel.signature:
+            if cancel.seen == OBEYED:
                 continue
             line = [job for job in self._jobs.line(cancel.folded_id) if job.seen <= cancel.seen]
             for job in line:
@@ -443,6 +441,10 @@ class Reception:
         if over:
             for cancel, error in await anyio.to_thread.run_sync(self._inbox.remove_cancels, over):
                 # One that can't be removed must not keep the jobs waiting.
-                self._obeyed[cancel.name] = cancel.signature
                 log.error("a cancel was obeyed and can't be removed", name=printable(cancel.name), error=str(error))
+        if held or over:
+            try:
+                await anyio.to_thread.run_sync(self._inbox.remember)
+            except OSError as error:
+                log.warning("which cancels wait can't be written down", error=str(error))
         return held

@@ -631,6 +631,16 @@ def test_a_rejection_that_was_interrupted_is_finished(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_a_pipe_among_the_rejections_holds_up_nobody(tmp_path: Path) -> None:
+    """Nor what somebody else has made of that name: it is passed over."""
+    rejected = tmp_path / "rejected"
+    rejected.mkdir()
+    os.mkfifo(rejected / "film.error.json")
+    (rejected / "film.2.error.json").symlink_to("/dev/zero")
+    error = reject(rejected, claimed(tmp_path, "film.json"), BAD, job_id=None, now=1.0)
+    assert error.name == "film.3.error.json" and (rejected / "film.3.json").read_bytes() == b"content"
+
+
 def test_the_reasons_appear_last(tmp_path: Path) -> None:
     """Whoever waits for them finds the file beside them."""
     rejected, file = tmp_path / "rejected", claimed(tmp_path, "a.json")
