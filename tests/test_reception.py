@@ -21,6 +21,7 @@ from daemon import files, reception
 from daemon.intake import Rejection
 from daemon.live_job import Claim, new_token
 from tests.end_to_end.conftest import ROOT, DaemonUnderTest, make_job, recording, wait_for
+from tests.other_user import NOBODY, as_nobody, possible
 from tests.shell import settings_in
 
 
@@ -193,9 +194,6 @@ def test_a_broken_file_of_the_future_is_rejected_once(daemon: DaemonUnderTest) -
     assert not daemon.lines("a job file changed while it was taken; waiting for it")
 
 
-NOBODY = 65534
-
-
 class OfNobody(DaemonUnderTest):
     """A daemon without any rights, whose folders are its own but for the inbox, which is ours."""
 
@@ -211,15 +209,12 @@ class OfNobody(DaemonUnderTest):
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "daemon", "run", "--config", str(self.config), *options],
+                as_nobody([sys.executable, "-m", "daemon", "run", "--config", str(self.config), *options]),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)},
-                user=NOBODY,
-                group=NOBODY,
-                extra_groups=(),
             )
 
 
@@ -238,7 +233,7 @@ def secret(daemon: DaemonUnderTest, name: str, content: bytes) -> None:
     path.rename(daemon.inbox / f"{name}.json")
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be another user")
+as_root = pytest.mark.skipif(not possible(), reason="only root may be another user")
 
 
 @as_root
