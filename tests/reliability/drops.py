@@ -1,5 +1,5 @@
-"""What people drop at the wrong moment, in the wrong number, or with the wrong mode: cancels by the thousand and too late,
-broken files before good ones, files of the future, files of other users.
+"""What is dropped at the wrong moment, in the wrong number, or with the wrong mode: cancels by the thousand and too
+late, broken files before good ones, files of the future, files of other users.
 
 python -m tests.reliability --only drops
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,9 @@ def others(base: Path, count: int, mode: int, *, full: bool) -> Row:
     way of a job that the daemon may take."""
     inbox = Inbox(base / f"others-{mode:o}", {"inbox.grace_seconds": 0.2})
     stage = inbox.stage
-    for folder in (base, stage.folder, stage.root, stage.inbox):
-        folder.chmod(0o755)
+    for folder in (stage.inbox, *stage.inbox.parents):
+        if folder.is_relative_to(tempfile.gettempdir()):
+            folder.chmod(0o755)
     for folder in (stage.folder, stage.root):
         os.chown(folder, NOBODY, NOBODY)
     stage.inbox.chmod(mode)
@@ -309,8 +311,7 @@ def attacks(share: float = 1.0) -> Iterator[Row]:
     ]
     if possible():
         modes = (0o777, 0o1777) if full else (0o1777,)
-        for mode in modes:
-            runs.append(("others", part(1_000), lambda mode=mode: others(base, part(1_000), mode, full=full)))
+        runs += [("others", part(1_000), partial(others, base, part(1_000), mode, full=full)) for mode in modes]
     else:
         print("only root may be another user: files of others are left out", file=sys.stderr)
     try:
