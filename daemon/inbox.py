@@ -100,7 +100,8 @@ class Ready:
 class Look:
     """What one look at the inbox found. ``ready``: what will be rejected comes last. ``next_due``: when something may
     have settled (monotonic), or None. ``more``: the look ran out of its budget; look again at once. ``stuck``: files
-    that can't be taken out. ``ids``: folded job ids of what is here, and the look that first found a file of each."""
+    that can't be taken out. ``ids``: folded job ids of what is here, and the look that first found a file of each;
+    ``unread``: the same of those that have not been read yet, or None."""
 
     ready: tuple[Ready, ...]
     requests: tuple[Cancel, ...]
@@ -109,6 +110,7 @@ class Look:
     more: bool
     stuck: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
+    unread: int | None = None
 
     @property
     def cancels(self) -> tuple[str, ...]:
@@ -167,6 +169,7 @@ class Inbox:
                 seen[name] = status, self._observe(name, status, now)
         more = self._parse_new(seen, now)
         ids: dict[str, int] = {}
+        unread = [found.seen for _, found in seen.values() if found.regular and not found.parsed]
         for name, (status, observation) in seen.items():
             if name in self._stuck:
                 if self._stuck[name] == self._stuck_while(status):
@@ -188,7 +191,16 @@ class Inbox:
         self._stuck = {name: self._stuck[name] for name in stuck}
         ready.sort(key=lambda item: (item.wrong, -item.priority, item.mtime_ns, item.name))
         next_due = min(due, default=None)
-        return Look(tuple(ready), tuple(cancels.values()), len(seen), next_due, more, tuple(sorted(stuck)), ids)
+        return Look(
+            ready=tuple(ready),
+            requests=tuple(cancels.values()),
+            waiting=len(seen),
+            next_due=next_due,
+            more=more,
+            stuck=tuple(sorted(stuck)),
+            ids=ids,
+            unread=min(unread, default=None),
+        )
 
     def _parse_new(self, seen: Mapping[str, tuple[os.stat_result, Observation]], now: float) -> bool:
         """Read what is new at once, while it settles: then its references settle along with it. Small ones first, and

@@ -430,9 +430,9 @@ class Reception:
                     log.info("cancelling", job=job.job_id)
                     self._jobs.runs[job.token].cancel()
             # One that it concerns may be settling, waiting for room or being taken; or another daemon has it.
-            if coming.get(cancel.folded_id, cancel.seen + 1) <= cancel.seen or (
-                not line and (taking_up or time.monotonic() - cancel.since < patience)
-            ):
+            may_come = coming.get(cancel.folded_id, cancel.seen + 1) <= cancel.seen
+            may_come = may_come or (look.unread is not None and look.unread <= cancel.seen)
+            if may_come or (not line and (taking_up or time.monotonic() - cancel.since < patience)):
                 held[cancel.folded_id] = min(cancel.seen, held.get(cancel.folded_id, cancel.seen))
                 continue
             if not line:
