@@ -156,6 +156,8 @@ class LiveJob:
     journal: Journal
     segments: list[LiveSegment]
     received_at: float
+    seen: int = 0
+    """The look at the inbox that found its file; 0: that was in an earlier life of the daemon."""
     started_at: float | None = None
     ended_at: float | None = None
     cancelled: bool = False

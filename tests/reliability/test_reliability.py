@@ -52,6 +52,12 @@ def test_the_inbox_bears_load() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_what_is_dropped_at_the_wrong_moment() -> None:
+    """100 cancels, a good job behind 100 broken files, a history of late cancels, files of the future and of others."""
+    assert "broken files before a good job" in attack("drops")
+
+
+@pytest.mark.timeout(300)
 def test_hostile_input_gets_nowhere() -> None:
     """2,000 documents, 100 recordings, swaps between check and use, and a siege."""
     assert "sieges" in attack("hostile")
