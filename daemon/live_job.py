@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +28,7 @@ from daemon.journal import Journal, Record, read_journal
 log = structlog.get_logger("dubd.job")
 
 OUT_FILE = "out"
+START, STOP = b"start\n", b"stop\n"
 
 SegmentStatus = Literal["waiting", "ok", "failed", "skipped", "cancelled"]
 JobStatus = Literal["done", "partial", "failed", "cancelled"]
@@ -173,6 +174,8 @@ class LiveJob:
     ignored: list[str] = field(default_factory=list)
     _finished: dict[int, None] = field(default_factory=dict, repr=False)
     """Positions of finished files, without those that are known to be in the outbox."""
+    _begun: set[int] = field(default_factory=set, repr=False)
+    """Positions of those that are suspected by nothing but their beginning (see ``replay``)."""
 
     # --- making and opening ---------------------------------------------------------------------------------
 
@@ -295,27 +298,46 @@ class LiveJob:
         for record in records:
             self._replay(record)
             self.stopped = record["t"] == "stop"
-        for segment in self.segments:
-            if segment.begun and segment.status == "waiting":
+        for position, segment in enumerate(self.segments):
+            if segment.begun and segment.status == "waiting" and not segment.suspect:
                 segment.suspect = True
+                self._begun.add(position)
             # Whether a try had begun may not have come to be written down; that it was made had.
             segment.attempts = max(segment.attempts, segment.tries)
 
     # --- what is out at workers -----------------------------------------------------------------------------
+    #
+    # Lines of the file "out", each about the position that it names: "7", it is given out; "-7", it has come back,
+    # spoken or not; "?7", the daemon looks at what was spoken, "-7" again when it has. "start": the first line of a life
+    # after one that ended in order; "stop": this one ends in order. None is synced: they must survive the process alone.
+    # The recorder's notes come later than these, as late as the disk is slow, so that these count where both speak.
 
     def give_out(self, position: int) -> None:
         """Note, before a worker is asked for it, that this segment is about to be given out. Whatever it does to the
-        daemon from then on, the next life knows whom to suspect. Not synced: it must survive the process alone."""
+        daemon from then on, the next life knows whom to suspect."""
         with contextlib.suppress(OSError):  # a full disk: then what the journal says of its beginning must do
+            line = b"%d\n" % position
             if self.out is None:
                 self.out = files.open_unsynced(self.folder / OUT_FILE)
-            files.append(self.out, b"%d\n" % position, durable=False)
+                line = START * self.stopped + line
+            files.append(self.out, line, durable=False)
 
     def take_back(self, position: int) -> None:
-        """Note that this segment has come back unspoken."""
+        """Note that this segment has come back."""
+        self._note_out(b"-%d\n" % position)
+
+    def look_at(self, position: int) -> None:
+        """Note that what was spoken of this segment is about to be looked at. May be called from a thread."""
+        self._note_out(b"?%d\n" % position)
+
+    def stop(self) -> None:
+        """Note that this life of the daemon ends in order: nothing that is out is a suspect."""
+        self._note_out(STOP)
+
+    def _note_out(self, line: bytes) -> None:
         if self.out is not None:
             with contextlib.suppress(OSError):
-                files.append(self.out, b"-%d\n" % position, durable=False)
+                files.append(self.out, line, durable=False)
 
     def close(self) -> None:
         """Close its files; nothing more is recorded of it."""
@@ -335,26 +357,46 @@ class LiveJob:
         path = self.folder / OUT_FILE
         lines: list[bytes] | None = None
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            lines = path.read_bytes().splitlines(keepends=True)
         except OSError as error:
             if error.errno in files.SHORTAGES:
                 raise
             if not isinstance(error, FileNotFoundError):
                 log.warning("what was out can't be read", file=str(path), error=str(error))
-        out: set[int] = set()
-        for line in lines or ():
-            with contextlib.suppress(ValueError):
-                position = int(line.removeprefix(b"-"))
-                (out.discard if line.startswith(b"-") else out.add)(position)
-        fresh = [] if self.stopped else [p for p, segment in enumerate(self.segments) if _died_with(segment, p in out)]
-        for position in fresh:
-            segment = self.segments[position]
-            segment.begun, segment.suspect, segment.alone = False, True, False
+        records = self.settle(lines or ())
         with contextlib.suppress(OSError):  # then it is read again at the next start
-            if fresh:
-                self.journal.append([{"t": "suspect", "p": position} for position in fresh], durable=False)
+            if records:
+                self.journal.append(records, durable=False)
             if lines is not None:
                 files.remove(path)
+
+    def settle(self, lines: Sequence[bytes]) -> list[Record]:
+        """What the last life's lines of what was out make of the segments that are not finished, beside what the
+        journal has made of them; the records that say so to the lives to come."""
+        words: dict[int, bytes] = {}
+        for line in lines:
+            if line == STOP:
+                words = dict.fromkeys(words, b"-")
+            with contextlib.suppress(ValueError):
+                if line.endswith(b"\n"):  # else torn
+                    words[int(line.lstrip(b"-?"))] = line[:1]
+        if self.stopped and START not in lines[:1]:
+            words = dict.fromkeys(words, b"-")
+        records: list[Record] = []
+        for position, segment in enumerate(self.segments):
+            word = words.get(position)
+            if segment.status != "waiting" or not (word or segment.begun or segment.alone):
+                continue
+            noted = segment.begun or segment.alone
+            kind = "looked_at" if word == b"?" else "suspect"
+            if word == b"-":
+                kind = "back"
+                segment.suspect = segment.suspect and position not in self._begun
+            if not noted and (kind == "back" or segment.suspect):
+                continue  # that is what the journal says
+            records.append({"t": kind, "p": position})
+            self._replay_segment(kind, segment, records[-1])
+        return records
 
     def _replay(self, record: Record) -> None:
         kind = record["t"]
@@ -381,7 +423,7 @@ class LiveJob:
             segment.begun = True
         elif kind == "back":
             segment.give_back()
-        elif kind == "suspect":
+        elif kind in ("suspect", "looked_at"):
             segment.begun, segment.suspect, segment.alone = False, True, False
         elif kind == "try":
             segment.tries = record["tries"]
@@ -397,12 +439,6 @@ class LiveJob:
             segment.status = kind  # type: ignore[assignment]  # one of the three just named
             for name in ("attempts", "worker", "code", "message"):
                 setattr(segment, name, record.get(name, getattr(segment, name)))
-
-
-def _died_with(segment: LiveSegment, out: bool) -> bool:
-    """Whether a life has ended with this segment ``out``, by its own note or by what the journal says, and nobody has
-    written down that it is suspected for that."""
-    return segment.status == "waiting" and (segment.begun or segment.alone or (out and not segment.suspect))
 
 
 SPOKEN_FIELDS = (
