@@ -367,11 +367,12 @@ class Jobs:
             flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())[:MOST_TRIES_TOLD]),
         )
         # Its worker is done with it: should the daemon die before it is stored, it is spoken again, but no suspect.
-        live.give_back()
-        run.job.take_back(ticket.position)
         if _is_finished(run.job):
+            self.given_back(ticket.job, ticket.position)
             self.finisher.finish(delivery)
-        else:
+        else:  # what the journal says of it soon is that it is stored
+            live.give_back()
+            run.job.take_back(ticket.position)
             self.recorder.deliver(delivery)
 
     def segment_ended(self, ended: events.SegmentEnded) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from daemon.core.events import SegmentSpec
 from daemon.core.job import Job, Limits, Segment
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record, read_journal
+from daemon.tally import Segments, counted
 
 log = structlog.get_logger("dubd.job")
 
@@ -62,6 +62,7 @@ class VoiceReference:
 class LiveSegment:
     """One segment and what has come of it so far. ``published``: its file is in the outbox."""
 
+    counted_in: Segments | None = field(default=None, init=False, repr=False, compare=False)
     segment: Segment
     status: SegmentStatus = "waiting"
     attempts: int = 0
@@ -114,6 +115,9 @@ class LiveSegment:
         return COST_OF_A_SEGMENT + len(self.segment.text)
 
 
+counted(LiveSegment, "status", "begun")
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A job file taken from the inbox: its token (our name for it), the claimed file, when it was received (Unix)."""
@@ -152,7 +156,7 @@ class LiveJob:
     job: Job
     voices: dict[str, tuple[VoiceReference, ...]]
     journal: Journal
-    segments: list[LiveSegment]
+    segments: Segments
     received_at: float
     started_at: float | None = None
     ended_at: float | None = None
@@ -199,7 +203,7 @@ class LiveJob:
                 for speaker, references in about["voices"].items()
             },
             journal=Journal(folder / "journal.jsonl"),
-            segments=[LiveSegment(segment) for segment in job.segments],
+            segments=Segments(job, map(LiveSegment, job.segments)),
             received_at=received_at(folder.name),
             ignored=list(job.ignored),
         )
@@ -248,15 +252,15 @@ class LiveJob:
 
     def counts(self) -> dict[str, int]:
         """ok, cached, failed, skipped, cancelled, running and total; cached are among the ok."""
-        by_status = Counter(segment.status for segment in self.segments)
+        segments, by_status = self.segments, self.segments.by_status
         return {
             "ok": by_status["ok"],
-            "cached": sum(segment.cached for segment in self.segments),
+            "cached": segments.cached,
             "failed": by_status["failed"],
             "skipped": by_status["skipped"],
             "cancelled": by_status["cancelled"],
-            "running": sum(segment.begun and segment.status == "waiting" for segment in self.segments),
-            "total": len(self.segments),
+            "running": segments.running,
+            "total": len(segments),
         }
 
     def status(self) -> JobStatus:
@@ -270,7 +274,7 @@ class LiveJob:
         return "partial" if counts["ok"] else "failed"
 
     def audio_s(self) -> float:
-        return sum(segment.duration_s or 0.0 for segment in self.segments)
+        return self.segments.audio_s
 
     def finish(self, position: int, segment: LiveSegment) -> None:
         """It is spoken, and its file stored. May be called from a thread."""
@@ -304,13 +308,14 @@ class LiveJob:
                 self._begun.add(position)
             # Whether a try had begun may not have come to be written down; that it was made had.
             segment.attempts = max(segment.attempts, segment.tries)
+        self.segments.recount()
 
     # --- what is out at workers -----------------------------------------------------------------------------
     #
-    # Lines of the file "out", each about the position that it names: "7", it is given out; "-7", it has come back,
-    # spoken or not; "?7", the daemon looks at what was spoken, "-7" again when it has. "start": the first line of a life
-    # after one that ended in order; "stop": this one ends in order. None is synced: they must survive the process alone.
-    # The recorder's notes come later than these, as late as the disk is slow, so that these count where both speak.
+    # Lines of the file "out", by the position that they are about: "7", it is given out; "-7", it has come back, spoken
+    # or not; "?7", the daemon looks at what was spoken, "-7" again when it has. "start": the first line of a life after
+    # one that ended in order; "stop": this one does too. None is synced: they must survive the process alone. The
+    # recorder's notes come later than these, as late as the disk is slow, so that these count where both speak.
 
     def give_out(self, position: int) -> None:
         """Note, before a worker is asked for it, that this segment is about to be given out. Whatever it does to the

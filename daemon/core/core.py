@@ -22,7 +22,8 @@ wait for that, nothing more is dispatched, until one of them is stored: a daemon
 
 When the daemon itself dies, all suspects that were out alone are charged, for it can't be told which of them it was.
 Each of those is *accused*: from then on it is spoken, and its file looked at, with no other suspect out at any worker,
-so that the next death of the daemon charges the one to blame. A neighbour is thus charged once, at most, for a segment that kills the daemon.
+so that the next death of the daemon charges the one to blame. A neighbour is thus charged once, at most, for a segment
+that kills the daemon.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from daemon.core.job import Limits
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record
 from daemon.live_job import LiveJob, LiveSegment
+from daemon.tally import Segments
 
 FINAL = ("ok", "failed", "skipped", "cancelled")
 
@@ -49,7 +50,7 @@ class PaperJob:
             job=job,
             voices={},
             journal=Journal(_NOWHERE),
-            segments=[LiveSegment(segment) for segment in job.segments],
+            segments=Segments(job, map(LiveSegment, job.segments)),
             received_at=0.0,
         )
         live.replay(self.written)

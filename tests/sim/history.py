@@ -277,7 +277,8 @@ class History:
             self.poisoned()
 
     def read_back(self, job: LiveJob) -> None:
-        """Nobody is suspected but what was begun or out when the daemon died, and had not been delivered."""
+        """Nobody is suspected but what was out when the daemon died, or had begun when a worker did. What was delivered
+        is not out any more."""
         suspects = {position for position, live in enumerate(job.segments) if live.suspect and live.status == "waiting"}
         if not suspects <= self._may_be_suspected.get(job.token, suspects):
             raise BrokenPromise(f"{suspects} of {job.token} are suspected, {self._may_be_suspected[job.token]} may be")
@@ -411,7 +412,7 @@ class History:
         if power:
             may_be.clear()
             return
-        out = shell.out() | ({shell.looked_at} if shell.looked_at is not None else set())
+        out = shell.out() | shell.killers | ({shell.looked_at} if shell.looked_at is not None else set())
         for token, job in shell.jobs.items():
             known = {position for position, live in enumerate(job.segments) if live.suspect}
             may_be[token] = known | {position for other, position in out if other == token}

@@ -109,6 +109,8 @@ class Shell:
         self._applied = 0
         self.looked_at: tuple[str, int] | None = None
         """The delivery that is being checked."""
+        self.killers: set[tuple[str, int]] = set()
+        """Segments that had begun when their worker died."""
         self._recycling: set[int] = set()
         """Workers that were stopped for their age, and are not ready again."""
         self.apply(events.WorkersPlanned(world.at, plan))
@@ -294,9 +296,11 @@ class Shell:
         match message:
             case wire.Gone(reason, lost):
                 process.told_gone = True
-                for ticket, dispatch in handle.tickets.items():
-                    if lost or ticket not in handle.begun:
-                        self._given_back(dispatch)
+                for number, held in handle.tickets.items():
+                    if lost or number not in handle.begun:
+                        self._given_back(held)
+                    else:
+                        self.killers.add((held.job, held.position))
                 del self._handles[worker]
                 self.apply(events.WorkerGone(now, worker, generation, reason, lost))
             case wire.Ready(slots):

@@ -15,9 +15,9 @@ from daemon.core.events import Dispatch
 @dataclass
 class Faults:
     """Chances of things going wrong; ``budget`` of them at most, so that a history ends. ``poison``: texts that kill
-    their worker, ``venom``: texts that kill the daemon, each time that they are begun; ``bane``: texts that, spoken, kill
-    the daemon that looks at them; ``flawed``: texts that fail whenever they are spoken, though they might not the next
-    time; ``slow_disk``: by how much the disk is slower than one that the engine never waits for."""
+    their worker, ``venom``: texts that kill the daemon, each time that they are begun; ``bane``: texts that, once they
+    are spoken, kill the daemon that looks at them; ``flawed``: texts that fail whenever they are spoken, though they
+    might not the next time; ``slow_disk``: how many times slower the disk is than one that nobody waits for."""
 
     budget: int = 0
     start: float = 0.0
