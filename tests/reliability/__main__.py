@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from tests.reliability import chaos, cluster, flood, hostile, matrix, traced, upkeep, wire
+from tests.reliability import chaos, cluster, flood, hostile, matrix, restart, traced, upkeep, wire
 from tests.reliability.guard import begin_inside, run_attacks_in_process, run_guarded, strays
 from tests.reliability.scenes import SCENES
 from tests.reliability.table import Row, as_text
@@ -94,6 +94,11 @@ def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from upkeep.attacks(0.05 if short else 1.0)
 
 
+def a_restart(short: bool, _settings: Settings) -> Iterator[Row]:
+    """A daemon killed in the middle of a long job, on disks slower than its engine."""
+    yield from restart.attacks(0.1 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -107,12 +112,13 @@ ATTACKS: dict[str, Attack] = {
     "inbox": the_inbox,
     "hostile": hostile_input,
     "upkeep": what_lasts,
+    "restart": a_restart,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "hostile", "upkeep"), ("inbox", "wire"), ("cluster", "strace", "scale")),
+    (("chaos", "hostile", "upkeep"), ("inbox", "wire"), ("restart", "cluster", "strace", "scale")),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are

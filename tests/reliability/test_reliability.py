@@ -68,3 +68,9 @@ def test_upkeep_takes_nothing_that_is_needed() -> None:
     """Results cleared away under kills, workers replaced in the middle of a job, a disk that others fill, and the
     folders of every earlier version."""
     assert "results away" in attack("upkeep")
+
+
+@pytest.mark.timeout(300)
+def test_a_restart_suspects_no_more_than_what_was_out() -> None:
+    """Killed halfway, on a good disk and on a slow one, with an engine that is faster than both."""
+    assert "killed halfway" in attack("restart")
