@@ -347,6 +347,7 @@ class LiveJob:
     def close(self) -> None:
         """Close its files; nothing more is recorded of it."""
         self.closed = True
+        self.segments.let_go()
         self.journal.close()
         if self.out is not None:
             os.close(self.out)

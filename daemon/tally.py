@@ -42,6 +42,11 @@ class Segments(list["LiveSegment"]):
             segment.counted_in = self
             self._count(segment, 1)
 
+    def let_go(self) -> None:
+        """Nothing changes any more. Segments that knew of this would be memory until the next full collection."""
+        for segment in self:
+            segment.counted_in = None
+
     @property
     def audio_s(self) -> float:
         """Seconds of what is ok."""
