@@ -55,6 +55,10 @@ class Segments(list["LiveSegment"]):
     def change(self, segment: LiveSegment, name: str, value: object) -> None:
         """Set one of the ``counted`` attributes of a segment that stands here."""
         with self._lock:
+            if name == "begun":  # the most frequent by far
+                self.running += (bool(value) - segment.begun) * (segment.status == "waiting")
+                _SLOTS[name].__set__(segment, value)
+                return
             self._count(segment, -1)
             _SLOTS[name].__set__(segment, value)
             self._count(segment, 1)
