@@ -26,6 +26,7 @@ from tests.reliability import (
     flood,
     hostile,
     matrix,
+    restart,
     traced,
     upkeep,
     utterances,
@@ -121,6 +122,11 @@ def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from upkeep.attacks(0.05 if short else 1.0)
 
 
+def a_restart(short: bool, _settings: Settings) -> Iterator[Row]:
+    """A daemon killed in the middle of a long job, on disks slower than its engine."""
+    yield from restart.attacks(0.1 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -137,12 +143,17 @@ ATTACKS: dict[str, Attack] = {
     "utterances": hostile_utterances,
     "engines": bad_engines,
     "upkeep": what_lasts,
+    "restart": a_restart,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "hostile", "upkeep"), ("inbox", "drops", "wire", "utterances", "engines"), ("cluster", "strace", "scale")),
+    (
+        ("chaos", "hostile", "upkeep"),
+        ("inbox", "drops", "wire", "utterances", "engines"),
+        ("restart", "cluster", "strace", "scale"),
+    ),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are

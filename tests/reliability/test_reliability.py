@@ -86,3 +86,9 @@ def test_hostile_utterances_cost_themselves_alone() -> None:
 def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
     """Some of a hundred habits in the lines of one job, and one to load with."""
     assert "misbehave" in attack("engines")
+
+
+@pytest.mark.timeout(300)
+def test_a_restart_suspects_no_more_than_what_was_out() -> None:
+    """Killed halfway, on a good disk and on a slow one, with an engine that is faster than both."""
+    assert "killed halfway" in attack("restart")
