@@ -10,15 +10,13 @@ is lost but seconds. Taking is one rename into ``.claimed/HOST-ID/TOKEN/``: of s
 
 from __future__ import annotations
 
-import errno
-import itertools
-import json
+import dataclasses
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -28,23 +26,24 @@ from daemon import files
 from daemon.config import Settings
 from daemon.core.footprint import result_bytes
 from daemon.core.job import EmbeddingsJob, Job, JobRejected, Limits, Reason
+from daemon.core.job_id import fold_job_id
 from daemon.core.job_parser import parse_job
+from daemon.core.redo import read_request
 from daemon.live_job import Claim, new_token, received_at, stem_of
 from daemon.mapped_paths import path_here
+from daemon.sights import STILL_GROWS, Sights, Signature
 
 log = structlog.get_logger("dubd.inbox")
 
 CLAIMED = ".claimed"
-MOST_NAME_BYTES = 255
+CANCEL = ".cancel"
+OBEYED = -1
 LOOK_BUDGET_S = 0.3
 """How long one look may parse files before the ones that are ready are handed on. Listing them is not counted: a share
 on which that alone takes longer must not keep the first file from being read."""
 
 WATCH_MS = 250
 """Milliseconds after which the watcher's thread looks up to see whether it is still wanted."""
-
-Signature = tuple[int, int, int, int]
-"""Device, inode, size, modification time in ns."""
 
 
 @dataclass(slots=True)
@@ -53,6 +52,8 @@ class Observation:
 
     signature: Signature
     since: float
+    seen: int
+    """The look that found it; another one where it was written to after it was whole."""
     references: tuple[Signature | None, ...] = ()
     """Of ``reference_paths``, the job's references that are waited for; None for what is not there."""
     reference_paths: tuple[str, ...] = ()
@@ -60,33 +61,64 @@ class Observation:
     complete: bool = False
     priority: int = 0
     job_id: str | None = None
+    folded_id: str | None = None
     mtime_ns: int = 0
     regular: bool = True
     bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """A request to cancel: since when (monotonic) it is here, and the look that found it; OBEYED: it means nothing any
+    more, and can't be removed."""
+
+    name: str
+    folded_id: str
+    signature: Signature
+    since: float
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A name in the inbox that has settled: a job, or something to be rejected (``reasons``). ``bytes``: what it will
-    take on the disks, about; 0 where that is not known."""
+    take on the disks, about; 0 where that is not known. ``wrong``: it will be rejected, as far as can be seen.
+    ``seen`` as in ``Observation``, ``signature`` as it was observed."""
 
     name: str
     priority: int
     mtime_ns: int
     reasons: tuple[Reason, ...] = ()
     bytes: float = 0.0
+    wrong: bool = False
+    folded_id: str | None = None
+    signature: Signature | None = None
+    seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at the inbox found. ``next_due``: when something may have settled (monotonic), or None.
-    ``more``: the look ran out of its budget; look again at once."""
+    """What one look at the inbox found. ``ready``: what will be rejected comes last. ``next_due``: when something may
+    have settled (monotonic), or None. ``more``: the look ran out of its budget; look again at once. ``stuck``: files
+    that can't be taken out. ``ids``: folded job ids of what is here, and the look that first found a file of each;
+    ``unread``: the same of those that have not been read yet, or None."""
 
     ready: tuple[Ready, ...]
-    cancels: tuple[str, ...]
+    requests: tuple[Cancel, ...]
     waiting: int
     next_due: float | None
     more: bool
+    stuck: tuple[str, ...] = ()
+    ids: Mapping[str, int] = field(default_factory=dict)
+    unread: int | None = None
+
+    @property
+    def cancels(self) -> tuple[str, ...]:
+        return tuple(cancel.name for cancel in self.requests)
+
+
+class CanNotTake(OSError):
+    """The file may not be renamed by us, though the inbox can be written to."""
 
 
 class Inbox:
@@ -96,6 +128,13 @@ class Inbox:
         self._folder = settings.paths.inbox
         self._settings = settings
         self._observations: dict[str, Observation] = {}
+        self._cancels: dict[str, Cancel] = {}
+        self._sights = Sights(settings.paths.state)
+        self._remembered: set[tuple[str, Signature, int]] = set()
+        self._put_back: dict[str, tuple[Signature, int]] = {}
+        """What was put back: it is the file that was seen before."""
+        self._stuck: dict[str, tuple[object, ...]] = {}
+        """Files that can't be taken out, and what would have to change before it is tried again."""
         self._warned: set[str] = set()
         self.claimed = self._folder / CLAIMED / host_id
         self._over = settings.paths.state / "over"
@@ -115,43 +154,75 @@ class Inbox:
             OSError: the inbox can't be listed.
         """
         settle, grace = self._settings.inbox.settle_seconds, self._settings.inbox.grace_seconds
-        spent = 0.0
+        self._sights.looks += 1
         ready: list[Ready] = []
-        cancels: list[str] = []
+        cancels: dict[str, Cancel] = {}
         due: list[float] = []
-        seen: set[str] = set()
-        more = False
+        stuck: list[str] = []
+        seen: dict[str, tuple[os.stat_result, Observation]] = {}
         for name, status in self._candidates():
             if stat.S_ISDIR(status.st_mode):
                 self._warn_of_folder(name)
-                continue
-            if name.casefold().endswith(".cancel"):
-                cancels.append(name)
-                continue
-            seen.add(name)
-            observation = self._observe(name, status, now)
-            if observation.regular and not observation.parsed:
-                if spent > LOOK_BUDGET_S:
-                    more = True
+            elif name.casefold().endswith(CANCEL):
+                cancels[name] = self._cancel(name, status, now)
+            else:
+                seen[name] = status, self._observe(name, status, now)
+        more = self._parse_new(seen, now)
+        ids: dict[str, int] = {}
+        unread = [found.seen for _, found in seen.values() if found.regular and not found.parsed]
+        for name, (status, observation) in seen.items():
+            if name in self._stuck:
+                if self._stuck[name] == self._stuck_while(status):
+                    stuck.append(name)
                     continue
-                # Read at once, while it settles: then its references settle along with it.
-                started = time.monotonic()
-                self._parse(name, observation, now)
-                spent += time.monotonic() - started
+                del self._stuck[name]
+            if observation.folded_id is not None:
+                ids[observation.folded_id] = min(observation.seen, ids.get(observation.folded_id, observation.seen))
+            if observation.regular and not observation.parsed:
+                continue
             if now - observation.since < settle:
                 due.append(observation.since + settle)
-                continue
-            if not observation.regular:
-                ready.append(Ready(name, 0, observation.mtime_ns, (_irregular(name, status),)))
-                continue
-            if observation.complete or now - observation.since >= settle + grace:
-                size = observation.bytes + sum(signature[2] for signature in observation.references if signature)
-                ready.append(Ready(name, observation.priority, observation.mtime_ns, bytes=size))
+            elif not observation.regular or observation.complete or now - observation.since >= settle + grace:
+                ready.append(_ready(name, status, observation))
             else:
                 due.append(observation.since + settle + grace)
-        self._observations = {name: self._observations[name] for name in seen}
-        ready.sort(key=lambda item: (-item.priority, item.mtime_ns, item.name))
-        return Look(tuple(ready), tuple(cancels), len(seen), min(due, default=None), more)
+        self._observations = {name: observation for name, (_, observation) in seen.items()}
+        self._cancels = cancels
+        self._stuck = {name: self._stuck[name] for name in stuck}
+        ready.sort(key=lambda item: (item.wrong, -item.priority, item.mtime_ns, item.name))
+        next_due = min(due, default=None)
+        return Look(
+            ready=tuple(ready),
+            requests=tuple(cancels.values()),
+            waiting=len(seen),
+            next_due=next_due,
+            more=more,
+            stuck=tuple(sorted(stuck)),
+            ids=ids,
+            unread=min(unread, default=None),
+        )
+
+    def _parse_new(self, seen: Mapping[str, tuple[os.stat_result, Observation]], now: float) -> bool:
+        """Read what is new at once, while it settles: then its references settle along with it. Small ones first, and
+        as many as the budget allows; whether some are left."""
+        new = [(name, found) for name, (_, found) in seen.items() if found.regular and not found.parsed]
+        if len(new) > 1:
+            new.sort(key=lambda item: item[1].signature[2])
+        spent = 0.0
+        for name, observation in new:
+            if spent > LOOK_BUDGET_S:
+                return True
+            started = time.monotonic()
+            self._parse(name, observation, now)
+            spent += time.monotonic() - started
+        return False
+
+    def _cancel(self, name: str, status: os.stat_result, now: float) -> Cancel:
+        known, signature = self._cancels.get(name), _signature(status)
+        if known is None or known.signature != signature:
+            seen = self._sights.of(name, signature)
+            known = Cancel(name, fold_job_id(name[: -len(CANCEL)]), signature, now, seen)
+        return known
 
     def _candidates(self) -> list[tuple[str, os.stat_result]]:
         found = []
@@ -171,8 +242,15 @@ class Inbox:
         signature = _signature(status)
         observation = self._observations.get(name)
         if observation is None or observation.signature != signature:
-            observation = Observation(signature, now, mtime_ns=status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode))
-            self._observations[name] = observation
+            seen = self._sights.looks if observation is not None else self._sights.of(name, signature)
+            if observation is not None and observation.signature[:2] == signature[:2] and observation.job_id is None:
+                seen = observation.seen  # the same one, which is still being written
+            before, when = self._put_back.pop(name, (None, 0))
+            if before is not None and before[:2] == signature[:2]:
+                seen = when
+            observation = Observation(
+                signature, now, seen, mtime_ns=status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode)
+            )
         elif observation.reference_paths:
             references = self._reference_signatures(observation.reference_paths)
             if references != observation.references:
@@ -192,17 +270,28 @@ class Inbox:
         except JobRejected as rejected:
             # What is whole and wrong need not wait; what does not parse may still be coming.
             observation.complete = not rejected.incomplete
+            if observation.complete:
+                self._parse_request(name, observation)
             return
         except OSError:
             observation.complete = False
             return
         observation.priority, observation.job_id = job.priority, job.job_id
+        observation.folded_id = fold_job_id(job.job_id)
         observation.bytes = result_bytes(job)
         observation.reference_paths = tuple(self._inside(reference_paths(job)))
         observation.references = self._reference_signatures(observation.reference_paths)
         observation.complete = None not in observation.references
         if observation.references:
             observation.since = now  # they are seen for the first time, whenever the file was
+
+    def _parse_request(self, name: str, observation: Observation) -> None:
+        """What is no job may be a request to redo one."""
+        limits = self._settings.limits
+        with suppress(JobRejected, OSError):
+            request = read_request(read_document(self._folder / name, limits), stem=stem_of(name), limits=limits)
+            if request is not None:
+                observation.job_id, observation.folded_id = request.job_id, fold_job_id(request.job_id)
 
     def _inside(self, paths: Sequence[str]) -> Iterator[str]:
         """Those that lie in the allowed folders. What lies elsewhere is refused when the job is taken, and when that is
@@ -241,20 +330,25 @@ class Inbox:
         cut may undo it.
 
         Raises:
+            CanNotTake: this file may not be renamed.
             OSError: the inbox can't be written to.
         """
         token = new_token()
         folder = self.claimed / token
         target = folder / ready.name
         self._remove_links(token)
+        made = False
         try:
             files.make_folder(folder)
+            made = True
             files.rename(self._folder / ready.name, target)
         except OSError as error:
             with suppress(OSError):
                 files.remove_empty_folder(folder)
             if isinstance(error, FileNotFoundError):
                 return None
+            if made and isinstance(error, PermissionError):
+                raise CanNotTake(*error.args) from error
             raise
         self._observations.pop(ready.name, None)
         return Claim(token, target, received_at(token))
@@ -266,14 +360,38 @@ class Inbox:
             files.fsync_folder(claim.file.parent)
             files.fsync_folder(self._folder)
 
-    def put_back(self, claim: Claim) -> None:
-        """Undo a claim: the file turned out to be still on its way."""
+    def put_back(self, claim: Claim, seen: int = 0) -> None:
+        """Undo a claim: the file turned out to be still on its way. ``seen``: as in ``Ready``."""
+        self._put_back[claim.name] = _signature(os.lstat(claim.file)), seen
         try:
             files.rename_new(claim.file, self._folder / claim.name)
         except FileExistsError:
             # A newer file of that name has come: then the older, unfinished one is worth nothing.
             files.remove(claim.file)
         self.forget(claim.token)
+
+    def was_written_to(self, claim: Claim, ready: Ready | None) -> bool:
+        """Whether a claimed file is not as it was observed before. What an earlier life has claimed had settled then.
+
+        Raises:
+            OSError: it is gone, or can't be looked at.
+        """
+        known = None if ready is None else ready.signature
+        return known is not None and _signature(os.lstat(claim.file)) != known
+
+    def leave(self, name: str) -> str | None:
+        """Leave a file that can't be taken where it is, until it changes or the inbox does; a name for this very file,
+        None where it is gone."""
+        try:
+            status = os.lstat(self._folder / name)
+        except OSError:
+            return None
+        self._stuck[name] = self._stuck_while(status)
+        return f"left-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+    def _stuck_while(self, status: os.stat_result) -> tuple[object, ...]:
+        inbox = os.stat(self._folder)
+        return (_signature(status), status.st_ctime_ns, inbox.st_mode, inbox.st_uid, inbox.st_gid)
 
     def forget(self, token: str) -> None:
         """Remove the traces of a claim whose job is over, durably: one that came back would be done again. Where they
@@ -356,6 +474,40 @@ class Inbox:
         """Raises OSError: it can't be removed."""
         files.remove(self._folder / name)
 
+    def remove_cancels(self, cancels: Sequence[Cancel]) -> list[tuple[Cancel, OSError]]:
+        """Remove what was obeyed, unless another one has that name by now; those that can't be removed are OBEYED."""
+        kept = []
+        for cancel in cancels:
+            try:
+                with suppress(FileNotFoundError):
+                    if _signature(os.lstat(self._folder / cancel.name)) == cancel.signature:
+                        self.remove_cancel(cancel.name)
+                del self._cancels[cancel.name]
+            except OSError as error:
+                kept.append((cancel, error))
+                self._cancels[cancel.name] = dataclasses.replace(cancel, seen=OBEYED)
+        return kept
+
+    def remember(self) -> None:
+        """Write down which cancels are here, if there are new ones, and when the files came that they may concern: the
+        next life of the daemon can't see that any more.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        marks = {(cancel.name, cancel.signature, cancel.seen) for cancel in self._cancels.values()}
+        if marks <= self._remembered:
+            return
+        ids = {cancel.folded_id for cancel in self._cancels.values()}
+        seen = {name: (cancel.signature, cancel.seen) for name, cancel in self._cancels.items()}
+        for name, found in list(self._observations.items()):
+            if found.folded_id in ids:
+                seen[name] = found.signature, found.seen
+            elif not found.complete:
+                seen[name] = (*found.signature[:2], STILL_GROWS, STILL_GROWS), found.seen
+        self._sights.keep(seen)
+        self._remembered = marks
+
     # --- waking up ------------------------------------------------------------------------------------------
 
     async def changes(self) -> AsyncIterator[None]:
@@ -385,6 +537,21 @@ def _signature(status: os.stat_result) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _ready(name: str, status: os.stat_result, observation: Observation) -> Ready:
+    size = observation.bytes + sum(signature[2] for signature in observation.references if signature)
+    return Ready(
+        name,
+        observation.priority,
+        observation.mtime_ns,
+        () if observation.regular else (_irregular(name, status),),
+        bytes=size,
+        wrong=observation.job_id is None or None in observation.references,
+        folded_id=observation.folded_id,
+        signature=observation.signature,
+        seen=observation.seen,
+    )
+
+
 def _irregular(name: str, status: os.stat_result) -> Reason:
     kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
     return Reason("$", "not_regular", f"{printable(name)} is {kind}; copy the job file itself into the inbox")
@@ -410,106 +577,22 @@ def read_document(path: Path, limits: Limits) -> bytes:
         OSError: the disk or the share failed.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = files.open_regular(path)
     except PermissionError as error:
         message = f"the daemon (user {os.geteuid()}) may not read it: give it read permission (chmod a+r)"
         # Programs that copy a file may set its mode last.
         raise JobRejected([Reason("$", "unreadable", message)], incomplete=True) from error
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in files.NOT_REGULAR:
             raise JobRejected([Reason("$", "not_regular", "it is not a regular file")]) from error
         raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise JobRejected([Reason("$", "not_regular", "it is not a regular file")])
-        with open(descriptor, "rb", closefd=False) as file:
-            document = file.read(limits.job_bytes + 1)
-    finally:
-        os.close(descriptor)
+    with open(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        document = file.read(limits.job_bytes + 1)
     if len(document) > limits.job_bytes:
         message = (
-            f"the file has {max(status.st_size, len(document))} bytes, the limit is {limits.job_bytes}; "
+            f"the file has {max(size, len(document))} bytes, the limit is {limits.job_bytes}; "
             "split the job, or raise limits.job_bytes"
         )
         raise JobRejected([Reason("$", "too_large", message)])
     return document
-
-
-def reject(rejected: Path, file: Path, reasons: Sequence[Reason], *, job_id: str | None, now: float) -> Path:
-    """Move a claimed file to ``rejected``, and write why beside it, as NAME.error.json; where that is. ``now``: Unix
-    time. The reasons are the last to appear, so that whoever sees them finds the file. The claimed file stays until
-    they are there: a call that is made again, after a crash or a failure, finds its own and goes on.
-
-    Raises:
-        OSError: it still lies where it was.
-    """
-    files.make_folder(rejected)
-    claim = file.parent.name
-    body = {
-        "schema": 1,
-        "name": printable(file.name),
-        "job_id": job_id,
-        "claim": claim,
-        "rejected_at": round(now, 3),
-        "reasons": [{"path": r.path, "code": r.code, "message": r.message} for r in reasons],
-    }
-    data = json.dumps(body, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
-    for target, error in _free_names(rejected, file.name):
-        if os.path.lexists(error):
-            if _claim_of(error) == claim:
-                _place_rejected(file, target)  # taken back, should the reasons have failed to be synced
-                break
-            continue
-        placed = _place_rejected(file, target)
-        if placed is False:
-            continue
-        try:
-            files.write_new(error, data)
-        except FileExistsError:  # another daemon's, of the same name, at this moment
-            if placed:
-                files.remove(target)
-            continue
-        except BaseException:
-            if placed:
-                files.discard(target)
-            raise
-        break
-    files.fsync_folder(rejected)
-    files.remove(file)
-    return error
-
-
-def _place_rejected(file: Path, target: Path) -> bool | None:
-    """Whether the file has got its name among the rejected ones; None when there is nothing to be put there."""
-    try:
-        return files.place_new(file, target)
-    except FileNotFoundError:
-        if not file.parent.parent.is_dir():  # the share is away
-            raise
-        # Taken away by its owner: the reasons are still owed.
-    except OSError as failure:
-        if failure.errno not in (errno.EINVAL, errno.ENXIO, errno.ELOOP):
-            raise
-        # A link or FIFO can't be carried to another file system, and holds nothing of its own.
-    return None if not os.path.lexists(target) else False
-
-
-def _free_names(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:
-    """NAME.json and NAME.error.json, NAME.2.json and NAME.2.error.json, …; a long name is cut to leave room."""
-    stem, suffix = stem_of(name), name[len(stem_of(name)) :]
-    encoded = os.fsencode(stem)
-    cut = MOST_NAME_BYTES - len(".99999.error.json")
-    while cut < len(encoded) and encoded[cut] & 0xC0 == 0x80:  # inside a character of UTF-8
-        cut -= 1
-    stem = os.fsdecode(encoded[:cut])
-    for number in itertools.count(1):
-        free = stem if number == 1 else f"{stem}.{number}"
-        yield folder / (free + suffix), folder / (free + ".error.json")
-
-
-def _claim_of(error: Path) -> object:
-    try:
-        return json.loads(error.read_bytes())["claim"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

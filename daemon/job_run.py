@@ -26,7 +26,7 @@ import structlog
 from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core import events
-from daemon.core.footprint import result_bytes, segment_bytes
+from daemon.core.footprint import result_bytes
 from daemon.ended_jobs import EndedJob, EndedJobs
 from daemon.hooks import Hooks
 from daemon.inbox import Inbox
@@ -178,15 +178,13 @@ class JobRun:
 
     def outstanding_bytes(self) -> float:
         """What it will still write, about."""
-        job = self.job
-        return sum(segment_bytes(job.job, live.segment) for live in job.segments if live.status == "waiting")
+        return self.job.segments.bytes_waiting
 
     def eta_s(self) -> float | None:
         """Seconds until the last segment, if it goes on as since the first one began."""
         if self._dispatched_at is None or not self._cost_here:
             return None
-        left = sum(segment.cost for segment in self.job.segments if segment.status == "waiting")
-        return left / self._cost_here * (time.monotonic() - self._dispatched_at)
+        return self.job.segments.cost_waiting / self._cost_here * (time.monotonic() - self._dispatched_at)
 
     # --- the road -------------------------------------------------------------------------------------------
 

@@ -384,12 +384,14 @@ class Jobs:
             seeds=tuple(_seed(seed) for seed in message.get("seeds", ())[:MOST_TRIES_TOLD]),
             flaws=tuple(str(flaw)[:200] for flaw in message.get("flaws", ())[:MOST_TRIES_TOLD]),
         )
-        if not _is_finished(run.job):
+        # Its worker is done with it: should the daemon die before it is stored, it is spoken again, but no suspect.
+        if _is_finished(run.job):
+            self.given_back(ticket.job, ticket.position)
+            self.finisher.finish(delivery)
+        else:  # what the journal says of it soon is that it is stored
+            live.give_back()
+            run.job.take_back(ticket.position)
             self.recorder.deliver(delivery)
-            return
-        # Its worker is done with it: should the daemon die before it is finished, it is spoken again, but no suspect.
-        self.given_back(ticket.job, ticket.position)
-        self.finisher.finish(delivery)
 
     def segment_ended(self, ended: events.SegmentEnded) -> None:
         run = self.runs[ended.job]

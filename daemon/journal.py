@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,13 +24,14 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """The journal at ``path``, opened for appending; made when missing. Not thread-safe: one caller at a time."""
+    """The journal at ``path``, opened for appending; made when missing. May be appended to from several threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
         self._recorded: int | None = None
         """Bytes of the file that are recorded, always whole lines; None until we have looked."""
+        self._lock = threading.Lock()
         self._torn = False
         """Something may stand behind them: the next records go into a new file."""
 
@@ -41,6 +43,10 @@ class Journal:
             ValueError: a record holds a value that JSON can't hold (NaN, an infinity); nothing is recorded.
         """
         data = b"".join([_line(record) for record in records])
+        with self._lock:
+            self._append(data, durable)
+
+    def _append(self, data: bytes, durable: bool) -> None:
         if self._recorded is None:
             self._recorded = sum(len(line) for line in _good_lines(self._path))
             self._torn = self._recorded != _size(self._path)

@@ -11,8 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,10 +23,12 @@ from daemon.core.events import SegmentSpec
 from daemon.core.job import Job, Limits, Segment
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record, read_journal
+from daemon.tally import Segments, counted
 
 log = structlog.get_logger("dubd.job")
 
 OUT_FILE = "out"
+START, STOP = b"start\n", b"stop\n"
 
 MOST_STATE_BYTES = 1 << 30
 """What a file of a job's folder in state/ holds at most; a larger one is none of ours."""
@@ -64,6 +65,7 @@ class VoiceReference:
 class LiveSegment:
     """One segment and what has come of it so far. ``published``: its file is in the outbox."""
 
+    counted_in: Segments | None = field(default=None, init=False, repr=False, compare=False)
     segment: Segment
     status: SegmentStatus = "waiting"
     attempts: int = 0
@@ -116,6 +118,9 @@ class LiveSegment:
         return COST_OF_A_SEGMENT + len(self.segment.text)
 
 
+counted(LiveSegment, "status", "begun")
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A job file taken from the inbox: its token (our name for it), the claimed file, when it was received (Unix)."""
@@ -154,8 +159,10 @@ class LiveJob:
     job: Job
     voices: dict[str, tuple[VoiceReference, ...]]
     journal: Journal
-    segments: list[LiveSegment]
+    segments: Segments
     received_at: float
+    seen: int = 0
+    """The look at the inbox that found its file; 0: that was in an earlier life of the daemon."""
     started_at: float | None = None
     ended_at: float | None = None
     cancelled: bool = False
@@ -178,6 +185,8 @@ class LiveJob:
     ignored: list[str] = field(default_factory=list)
     _finished: dict[int, None] = field(default_factory=dict, repr=False)
     """Positions of finished files, without those that are known to be in the outbox."""
+    _begun: set[int] = field(default_factory=set, repr=False)
+    """Positions of those that are suspected by nothing but their beginning (see ``replay``)."""
 
     # --- making and opening ---------------------------------------------------------------------------------
 
@@ -201,7 +210,7 @@ class LiveJob:
                 for speaker, references in about["voices"].items()
             },
             journal=Journal(folder / "journal.jsonl"),
-            segments=[LiveSegment(segment) for segment in job.segments],
+            segments=Segments(job, map(LiveSegment, job.segments)),
             received_at=received_at(folder.name),
             ignored=list(job.ignored),
         )
@@ -250,15 +259,15 @@ class LiveJob:
 
     def counts(self) -> dict[str, int]:
         """ok, cached, failed, skipped, cancelled, running and total; cached are among the ok."""
-        by_status = Counter(segment.status for segment in self.segments)
+        segments, by_status = self.segments, self.segments.by_status
         return {
             "ok": by_status["ok"],
-            "cached": sum(segment.cached for segment in self.segments),
+            "cached": segments.cached,
             "failed": by_status["failed"],
             "skipped": by_status["skipped"],
             "cancelled": by_status["cancelled"],
-            "running": sum(segment.begun and segment.status == "waiting" for segment in self.segments),
-            "total": len(self.segments),
+            "running": segments.running,
+            "total": len(segments),
         }
 
     def status(self) -> JobStatus:
@@ -272,7 +281,7 @@ class LiveJob:
         return "partial" if counts["ok"] else "failed"
 
     def audio_s(self) -> float:
-        return sum(segment.duration_s or 0.0 for segment in self.segments)
+        return self.segments.audio_s
 
     def finish(self, position: int, segment: LiveSegment) -> None:
         """It is spoken, and its file stored. May be called from a thread."""
@@ -300,31 +309,52 @@ class LiveJob:
         for record in records:
             self._replay(record)
             self.stopped = record["t"] == "stop"
-        for segment in self.segments:
-            if segment.begun and segment.status == "waiting":
+        for position, segment in enumerate(self.segments):
+            if segment.begun and segment.status == "waiting" and not segment.suspect:
                 segment.suspect = True
+                self._begun.add(position)
             # Whether a try had begun may not have come to be written down; that it was made had.
             segment.attempts = max(segment.attempts, segment.tries)
+        self.segments.recount()
 
     # --- what is out at workers -----------------------------------------------------------------------------
+    #
+    # Lines of the file "out", by the position that they are about: "7", it is given out; "-7", it has come back, spoken
+    # or not; "?7", the daemon looks at what was spoken, "-7" again when it has. "start": the first line of a life after
+    # one that ended in order; "stop": this one does too. None is synced: they must survive the process alone. The
+    # recorder's notes come later than these, as late as the disk is slow, so that these count where both speak.
 
     def give_out(self, position: int) -> None:
         """Note, before a worker is asked for it, that this segment is about to be given out. Whatever it does to the
-        daemon from then on, the next life knows whom to suspect. Not synced: it must survive the process alone."""
+        daemon from then on, the next life knows whom to suspect."""
         with contextlib.suppress(OSError):  # a full disk: then what the journal says of its beginning must do
+            line = b"%d\n" % position
             if self.out is None:
                 self.out = files.open_unsynced(self.folder / OUT_FILE)
-            files.append(self.out, b"%d\n" % position, durable=False)
+                line = START * self.stopped + line
+            files.append(self.out, line, durable=False)
 
     def take_back(self, position: int) -> None:
-        """Note that this segment has come back unspoken."""
+        """Note that this segment has come back."""
+        self._note_out(b"-%d\n" % position)
+
+    def look_at(self, position: int) -> None:
+        """Note that what was spoken of this segment is about to be looked at. May be called from a thread."""
+        self._note_out(b"?%d\n" % position)
+
+    def stop(self) -> None:
+        """Note that this life of the daemon ends in order: nothing that is out is a suspect."""
+        self._note_out(STOP)
+
+    def _note_out(self, line: bytes) -> None:
         if self.out is not None:
             with contextlib.suppress(OSError):
-                files.append(self.out, b"-%d\n" % position, durable=False)
+                files.append(self.out, line, durable=False)
 
     def close(self) -> None:
         """Close its files; nothing more is recorded of it."""
         self.closed = True
+        self.segments.let_go()
         self.journal.close()
         if self.out is not None:
             os.close(self.out)
@@ -340,26 +370,46 @@ class LiveJob:
         path = self.folder / OUT_FILE
         lines: list[bytes] | None = None
         try:
-            lines = files.read_regular(path, MOST_STATE_BYTES).split(b"\n")[:-1]
+            lines = files.read_regular(path, MOST_STATE_BYTES).splitlines(keepends=True)
         except OSError as error:
             if error.errno in files.SHORTAGES:
                 raise
             if not isinstance(error, FileNotFoundError):
                 log.warning("what was out can't be read", file=str(path), error=str(error))
-        out: set[int] = set()
-        for line in lines or ():
-            with contextlib.suppress(ValueError):
-                position = int(line.removeprefix(b"-"))
-                (out.discard if line.startswith(b"-") else out.add)(position)
-        fresh = [] if self.stopped else [p for p, segment in enumerate(self.segments) if _died_with(segment, p in out)]
-        for position in fresh:
-            segment = self.segments[position]
-            segment.begun, segment.suspect, segment.alone = False, True, False
+        records = self.settle(lines or ())
         with contextlib.suppress(OSError):  # then it is read again at the next start
-            if fresh:
-                self.journal.append([{"t": "suspect", "p": position} for position in fresh], durable=False)
+            if records:
+                self.journal.append(records, durable=False)
             if lines is not None:
                 files.remove(path)
+
+    def settle(self, lines: Sequence[bytes]) -> list[Record]:
+        """What the last life's lines of what was out make of the segments that are not finished, beside what the
+        journal has made of them; the records that say so to the lives to come."""
+        words: dict[int, bytes] = {}
+        for line in lines:
+            if line == STOP:
+                words = dict.fromkeys(words, b"-")
+            with contextlib.suppress(ValueError):
+                if line.endswith(b"\n"):  # else torn
+                    words[int(line.lstrip(b"-?"))] = line[:1]
+        if self.stopped and START not in lines[:1]:
+            words = dict.fromkeys(words, b"-")
+        records: list[Record] = []
+        for position, segment in enumerate(self.segments):
+            word = words.get(position)
+            if segment.status != "waiting" or not (word or segment.begun or segment.alone):
+                continue
+            noted = segment.begun or segment.alone
+            kind = "looked_at" if word == b"?" else "suspect"
+            if word == b"-":
+                kind = "back"
+                segment.suspect = segment.suspect and position not in self._begun
+            if not noted and (kind == "back" or segment.suspect):
+                continue  # that is what the journal says
+            records.append({"t": kind, "p": position})
+            self._replay_segment(kind, segment, records[-1])
+        return records
 
     def _replay(self, record: Record) -> None:
         kind = record["t"]
@@ -386,7 +436,7 @@ class LiveJob:
             segment.begun = True
         elif kind == "back":
             segment.give_back()
-        elif kind == "suspect":
+        elif kind in ("suspect", "looked_at"):
             segment.begun, segment.suspect, segment.alone = False, True, False
         elif kind == "try":
             segment.tries = record["tries"]
@@ -402,12 +452,6 @@ class LiveJob:
             segment.status = kind  # type: ignore[assignment]  # one of the three just named
             for name in ("attempts", "worker", "code", "message"):
                 setattr(segment, name, record.get(name, getattr(segment, name)))
-
-
-def _died_with(segment: LiveSegment, out: bool) -> bool:
-    """Whether a life has ended with this segment ``out``, by its own note or by what the journal says, and nobody has
-    written down that it is suspected for that."""
-    return segment.status == "waiting" and (segment.begun or segment.alone or (out and not segment.suspect))
 
 
 SPOKEN_FIELDS = (

@@ -237,11 +237,10 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
     counts = job.counts()
     ended = counts["ok"] + counts["failed"] + counts["skipped"] + counts["cancelled"]
     all_ended = ended == counts["total"]
-    speakers = {speaker.id: {"id": speaker.id, "total": 0, "ended": 0} for speaker in job.job.speakers}
-    for live in job.segments:
-        row: dict[str, Any] = speakers[live.segment.speaker]
-        row["total"] += 1
-        row["ended"] += live.status != "waiting"
+    of_speakers = [
+        {"id": speaker.id, "total": job.segments.totals[speaker.id], "ended": job.segments.ended[speaker.id]}
+        for speaker in job.job.speakers
+    ]
     status: str = "queued" if job.started_at is None or job.engine is None else "running"
     if job.ended_at is not None:
         status = job.status()
@@ -258,7 +257,7 @@ def progress(job: LiveJob, workers: Iterable[dict[str, Any]], now: float, eta_s:
         "updated_at": round(now, 3),
         "eta_s": None if eta_s is None else round(eta_s, 1),
         "audio_s": round(job.audio_s(), 3),
-        "speakers": list(speakers.values()),
+        "speakers": of_speakers,
         "workers": list(workers),
         "note": job.note,
     }

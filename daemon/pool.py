@@ -387,7 +387,7 @@ class Pool:
             for ticket in handle.tickets.values():
                 # Nobody will finish it; the name is used by no other dispatch.
                 files.discard(ticket.file)
-                if transport.lost and not self._ending:
+                if (transport.lost or ticket.began_at is None) and not self._ending:
                     self._host.given_back(ticket.job, ticket.position)  # it is no suspect
         if not handle.greeted and handle.transport.pid is not None and not self._ending:
             interpreter = self.settings.worker.python or sys.executable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -9,15 +11,15 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
 from daemon import files
-from daemon import inbox as inboxes
+from daemon import rejected as rejections
 from daemon.config import Settings
 from daemon.core.job import Reason
-from daemon.core.job_id import fold_job_id
-from daemon.inbox import Inbox, Look, Ready, printable
+from daemon.inbox import OBEYED, Cancel, CanNotTake, Inbox, Look, Ready, printable
 from daemon.intake import Rejection, accept, twin_rejection
 from daemon.jobs import SPACE_CHECK_S, Jobs, Signs
 from daemon.live_job import Claim, LiveJob
@@ -33,6 +35,15 @@ MAX_LIVE_SEGMENTS = 100_000
 
 ADMISSIONS = 4
 """Jobs whose references are copied and checked at one time."""
+
+REJECTIONS = 8
+"""Files that are put aside at one time: a file system that keeps a journal joins their syncs."""
+
+MOST_WRONG = 64
+"""Files that are being rejected at one time. They are taken besides the jobs, so that no job waits for them."""
+
+CANCELS_AT_ONCE = 100
+"""Cancels that are gone through before the others have their turn."""
 
 STUMBLES = 3
 STUMBLE_PAUSE_S = 0.5
@@ -54,12 +65,16 @@ class Reception:
         self._tasks = tasks
         self._wake = anyio.Event()
         self._admissions = anyio.CapacityLimiter(ADMISSIONS)
-        self._rejecting = anyio.CapacityLimiter(1)
-        self._admitting: dict[str, float] = {}
-        """Tokens of claims that are being accepted or rejected, and what each will take on the disks."""
+        self._rejecting = anyio.CapacityLimiter(REJECTIONS)
+        self._reading_wrong = anyio.CapacityLimiter(1)
+        self._admitting: dict[str, Ready | None] = {}
+        """Tokens of claims that are being accepted or rejected; None for those of an earlier life."""
+        self._wrong: set[str] = set()
+        """Names that are being taken to be rejected."""
         self._claims_of: tuple[int, int] | None = None
         self._unmovable: set[str] = set()
-        self._unknown_cancels: dict[str, float] = {}
+        self._left: dict[str, str] = {}
+        """Files that are left in the inbox, and why."""
         self._reachable = True
 
     def look_soon(self) -> None:
@@ -100,41 +115,77 @@ class Reception:
         return min(self.settings.inbox.scan_seconds, until_due)
 
     async def _act(self, look: Look) -> None:
-        now = time.monotonic()
-        self._signs.inbox_waiting = look.waiting
-        self._unknown_cancels = {name: self._unknown_cancels.get(name, now) for name in look.cancels}
-        for name in look.cancels:
-            await self._obey_cancel(name)
+        if look.waiting != self._signs.inbox_waiting:
+            self._signs.inbox_waiting = look.waiting
+            self._signs.wake()
+        self._warn_of_left(look.stuck)
+        held = await self._obey_cancels(look)
         waiting: list[str] = []
-        for item in look.ready:
+        jobs = [item for item in look.ready if not item.wrong]
+        for item in jobs:
             full = (
-                len(self._jobs.runs) + len(self._admitting) >= MAX_LIVE_JOBS
+                len(self._jobs.runs) + len(self._admitting) - len(self._wrong) >= MAX_LIVE_JOBS
                 or self._jobs.segments() >= MAX_LIVE_SEGMENTS
             )
-            if not self.open or self._signs.paused or (full and item.priority <= self._jobs.highest_priority()):
+            if not self._takes or (full and item.priority <= self._jobs.highest_priority()):
                 break
-            if self._jobs.room.low is not None:
-                break
+            if held.get(item.folded_id or "", item.seen) < item.seen:
+                continue
             if (why := self._refusal(item)) is not None:
                 waiting.append(f"{printable(item.name)} waits: {why}")
                 continue
-            try:
-                claim = await anyio.to_thread.run_sync(self._inbox.claim, item)
-            except OSError as error:
-                if await anyio.to_thread.run_sync(self._inbox.identity) is None:
-                    raise
-                self._warn_of_unmovable(item.name, error)
-                continue
+            claim = await self._claim(item)
             if claim is not None:
                 self.admit(claim, item)
         more = f"; {len(waiting) - 1} more wait" if len(waiting) > 1 else ""
         self._jobs.warn("size", waiting[0] + more if waiting else None)
+        for item in look.ready[len(jobs) :]:
+            if len(self._wrong) >= MOST_WRONG or not self._takes:
+                break
+            if item.name not in self._wrong:
+                self._wrong.add(item.name)
+                self._tasks.start_soon(self._refuse, item)
+
+    @property
+    def _takes(self) -> bool:
+        """Whether files are taken at present."""
+        return self.open and not self._signs.paused and self._jobs.room.low is None
+
+    async def _claim(self, item: Ready, limiter: anyio.CapacityLimiter | None = None) -> Claim | None:
+        """Take a file; None when it is gone, or can't be taken.
+
+        Raises:
+            OSError: the inbox can't be reached, or not be written to.
+        """
+        try:
+            return await anyio.to_thread.run_sync(self._inbox.claim, item, limiter=limiter)
+        except CanNotTake as error:
+            await self._leave(item.name, await anyio.to_thread.run_sync(self._why_stuck, item.name, error))
+        except OSError as error:
+            if isinstance(error, PermissionError) or await anyio.to_thread.run_sync(self._inbox.identity) is None:
+                raise
+            self._warn_of_unmovable(item.name, error)
+        return None
+
+    async def _refuse(self, item: Ready) -> None:
+        """Take what will be rejected, beside the jobs."""
+        try:
+            claim = await self._claim(item, self._rejecting)
+            if claim is not None:
+                self._admitting[claim.token] = item
+                await self._admit(claim, item)
+        except OSError:
+            pass  # the next look says so
+        finally:
+            self._wrong.discard(item.name)
+            if not self._wrong:
+                self._wake.set()
 
     def _refusal(self, item: Ready) -> str | None:
         """Why there is no room for a job beside those that were taken; None when there is, or there are none."""
         if not self._jobs.runs and not self._admitting:
             return None
-        coming = sum(self._admitting.values())
+        coming = sum(item.bytes for item in self._admitting.values() if item is not None)
         room = self._jobs.room
         if room.refusal(item.bytes, self._jobs.most_outstanding_bytes() + coming) is None:
             return None
@@ -145,6 +196,48 @@ class Reception:
         if name not in self._unmovable and len(self._unmovable) < 1000:
             self._unmovable.add(name)
             log.error("a job file can't be taken out of the inbox", name=printable(name), error=str(error))
+
+    def _why_stuck(self, name: str, error: OSError) -> str:
+        inbox = self.settings.paths.inbox
+        try:
+            kept = os.stat(inbox).st_mode & stat.S_ISVTX
+            owner = os.lstat(inbox / name).st_uid
+        except OSError:
+            return str(error)
+        us = f"the daemon (user {os.geteuid()})"
+        if not kept or owner == os.geteuid():
+            return f"{us} may not move it out of the inbox ({error.strerror}): is it immutable (lsattr)?"
+        return (
+            f"{us} may not move it out of the inbox, whose sticky bit leaves that to its owner (user {owner}): "
+            f"take the bit away (chmod -t {inbox}), or let the daemon's user own the inbox"
+        )
+
+    async def _leave(self, name: str, why: str) -> None:
+        """A file that can't be taken stays, and says in ``rejected`` why; should it or the inbox change, it is tried
+        again. It is no reason to leave the others."""
+        mark = await anyio.to_thread.run_sync(self._inbox.leave, name)
+        if mark is None:
+            return
+        rejected, reasons = self.settings.paths.rejected, (Reason("$", "not_movable", why),)
+
+        def tell() -> Path:
+            self._jobs.mounts.check(rejected)
+            file = self.settings.paths.inbox / name
+            return rejections.reject(rejected, file, reasons, job_id=None, now=time.time(), stays=mark)
+
+        if self._left.get(name) != why:
+            self._left[name] = why
+            log.error("a job file can't be taken out of the inbox", name=printable(name), error=why)
+        try:
+            await anyio.to_thread.run_sync(tell, abandon_on_cancel=True, limiter=self._rejecting)
+        except OSError as error:
+            log.error("why a job file is left can't be written", name=printable(name), error=str(error))
+
+    def _warn_of_left(self, names: Sequence[str]) -> None:
+        self._left = {name: self._left[name] for name in names if name in self._left}
+        first = next(iter(self._left.items()), None)
+        more = f"; {len(names) - 1} more files can't be taken" if len(names) > 1 else ""
+        self._jobs.warn("left", None if first is None else f"{printable(first[0])}: {first[1]}{more}")
 
     async def _take_up_claims(self) -> None:
         """What was claimed and not accepted when an earlier life of the daemon ended, once for each inbox that we see:
@@ -188,17 +281,18 @@ class Reception:
 
     def admit(self, claim: Claim, item: Ready | None = None) -> None:
         """Accept or reject a claimed file, soon."""
-        self._admitting[claim.token] = 0.0 if item is None else item.bytes
-        self._tasks.start_soon(self._admit, claim, () if item is None else item.reasons)
+        self._admitting[claim.token] = item
+        self._tasks.start_soon(self._admit, claim, item)
 
-    async def _admit(self, claim: Claim, reasons: Sequence[Reason]) -> None:
+    async def _admit(self, claim: Claim, item: Ready | None) -> None:
         name = printable(claim.name)
+        wrong = item is not None and item.wrong
         try:
-            if reasons:
+            if item is not None and item.reasons:
                 await self._settle(claim)
-                await self.reject(claim, reasons, None)
+                await self.reject(claim, item.reasons, None)
                 return
-            async with self._admissions:
+            async with self._reading_wrong if wrong else self._admissions:
                 result = await self._accept(claim)
             if isinstance(result, LiveJob) and (twin := self._twin_of(result)) is not None:
                 await anyio.to_thread.run_sync(files.remove_tree, result.folder)
@@ -206,16 +300,18 @@ class Reception:
             if result is None:
                 log.warning("a job file was taken away while it was being accepted", name=name)
             elif isinstance(result, LiveJob):
+                result.seen = 0 if item is None else item.seen
                 log.info(result.arrival, job=result.job_id, name=name)
                 self._jobs.enqueue(result)
-            elif result.incomplete and await self._put_back(claim):
+            elif result.incomplete and await self._put_back(claim, item):
                 log.info("a job file changed while it was taken; waiting for it", name=name)
             else:
                 await self._settle(claim)
                 await self.reject(claim, result.reasons, result.job_id)
         finally:
             del self._admitting[claim.token]
-            self._wake.set()
+            if not wrong:
+                self._wake.set()
 
     async def _settle(self, claim: Claim) -> None:
         await anyio.to_thread.run_sync(self._inbox.settle, claim, abandon_on_cancel=True)
@@ -271,14 +367,14 @@ class Reception:
             return False
         return self._inbox.has_lost(claim)
 
-    async def _put_back(self, claim: Claim) -> bool:
-        """Give a file back to the inbox if it has been written to since it settled."""
+    async def _put_back(self, claim: Claim, item: Ready | None) -> bool:
+        """Give a file back to the inbox if it has been written to since it was observed there."""
 
         def put_back() -> bool:
-            touched = time.time() - claim.file.stat().st_mtime < self.settings.inbox.settle_seconds
-            if touched:
-                self._inbox.put_back(claim)
-            return touched
+            written = self._inbox.was_written_to(claim, item)
+            if written:
+                self._inbox.put_back(claim, 0 if item is None else item.seen)
+            return written
 
         try:
             return await anyio.to_thread.run_sync(put_back)
@@ -291,7 +387,7 @@ class Reception:
 
         def put_aside() -> Path:
             self._jobs.mounts.check(self.settings.paths.rejected)
-            error = inboxes.reject(self.settings.paths.rejected, claim.file, reasons, job_id=job_id, now=time.time())
+            error = rejections.reject(self.settings.paths.rejected, claim.file, reasons, job_id=job_id, now=time.time())
             self._inbox.forget(claim.token)
             return error
 
@@ -299,27 +395,56 @@ class Reception:
             try:
                 error = await anyio.to_thread.run_sync(put_aside, abandon_on_cancel=True, limiter=self._rejecting)
                 break
+            except rejections.CanNotMove:
+                await anyio.to_thread.run_sync(self._inbox.put_back, claim)
+                await self._leave(claim.name, "; ".join(reason.message for reason in reasons))
+                return
             except OSError as failure:
                 log.error("a rejected job could not be put aside; trying again", name=name, error=str(failure))
                 await anyio.sleep(SPACE_CHECK_S)
         first = [f"{reason.path}: {reason.message}" for reason in reasons[:5]]
         log.warning("rejected", name=name, see=str(error), reasons=first, more=max(0, len(reasons) - 5))
 
-    async def _obey_cancel(self, name: str) -> None:
-        line = self._jobs.line(name[: -len(".cancel")])
-        if not line:
-            # Its job may be settling, waiting for room, or being taken, at this moment.
-            patience = self.settings.inbox.settle_seconds + self.settings.inbox.grace_seconds
-            if time.monotonic() - self._unknown_cancels[name] < patience or self._admitting:
-                return
-            if fold_job_id(name[: -len(".cancel")]) in map(fold_job_id, self._inbox.known_ids()):
-                return
-            log.warning("there is no such job to cancel", name=printable(name))
-        for job in line:
-            log.info("cancelling", job=job.job_id)
-            self._jobs.runs[job.token].cancel()
-        try:
-            await anyio.to_thread.run_sync(self._inbox.remove_cancel, name)
-        except OSError as error:
-            # One that can't be removed must not keep the jobs waiting.
-            log.error("a cancel was obeyed and can't be removed", name=printable(name), error=str(error))
+    # --- cancels --------------------------------------------------------------------------------------------
+
+    async def _obey_cancels(self, look: Look) -> dict[str, int]:
+        """Cancel the jobs whose file was seen no later than the cancel; the cancels that wait, by folded job_id, with
+        the look that saw them. Until they are gone no later job of that id is taken: so a claimed job is one that each
+        cancel in the inbox concerns, also to the next life of the daemon."""
+        over: list[Cancel] = []
+        held: dict[str, int] = {}
+        coming = dict(look.ids)
+        for item in self._admitting.values():
+            if item is not None and item.folded_id is not None:
+                coming[item.folded_id] = min(item.seen, coming.get(item.folded_id, item.seen))
+        taking_up = None in self._admitting.values()
+        patience = self.settings.inbox.settle_seconds + self.settings.inbox.grace_seconds
+        for number, cancel in enumerate(look.requests, 1):
+            if number % CANCELS_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+            if cancel.seen == OBEYED:
+                continue
+            line = [job for job in self._jobs.line(cancel.folded_id) if job.seen <= cancel.seen]
+            for job in line:
+                if not job.cancelled:
+                    log.info("cancelling", job=job.job_id)
+                    self._jobs.runs[job.token].cancel()
+            # One that it concerns may be settling, waiting for room or being taken; or another daemon has it.
+            may_come = coming.get(cancel.folded_id, cancel.seen + 1) <= cancel.seen
+            may_come = may_come or (look.unread is not None and look.unread <= cancel.seen)
+            if may_come or (not line and (taking_up or time.monotonic() - cancel.since < patience)):
+                held[cancel.folded_id] = min(cancel.seen, held.get(cancel.folded_id, cancel.seen))
+                continue
+            if not line:
+                log.warning("there is no such job to cancel", name=printable(cancel.name))
+            over.append(cancel)
+        if over:
+            for cancel, error in await anyio.to_thread.run_sync(self._inbox.remove_cancels, over):
+                # One that can't be removed must not keep the jobs waiting.
+                log.error("a cancel was obeyed and can't be removed", name=printable(cancel.name), error=str(error))
+        if held or over:
+            try:
+                await anyio.to_thread.run_sync(self._inbox.remember)
+            except OSError as error:
+                log.warning("which cancels wait can't be written down", error=str(error))
+        return held

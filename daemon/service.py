@@ -196,6 +196,8 @@ class Daemon:
         if self.pool.holding():
             log.warning("segments in flight are given up; the next start speaks them", number=self.pool.holding())
         self.pool.stop_listening()
+        for run in self.jobs.runs.values():
+            run.job.stop()
         with anyio.move_on_after(5):
             for run in list(self.jobs.runs.values()):
                 await self.jobs.recorder.record(run.job, {"t": "stop"})

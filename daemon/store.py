@@ -11,7 +11,6 @@ import errno
 import hashlib
 import io
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from daemon import files
 from daemon.live_job import LiveJob, LiveSegment, spoken_record
 from daemon.report.peaks import outline
 
-_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
+_NO_FILE = files.NOT_REGULAR | {errno.ENOENT, errno.EACCES, errno.EPERM}
 """What says that the worker left nothing readable there, and not that the disk is in trouble."""
 
 MAX_FILE_BYTES = 1 << 30
@@ -51,10 +50,12 @@ class Delivery:
     seeds: tuple[int, ...] = ()
     flaws: tuple[str, ...] = ()
     cached: bool = False
+    checked: str | None = None
+    """The sha256 of the file's content, once that has been checked."""
+    sync_failed: bool = False
+    """A sync of the file has failed: it is copied into a new one, since a second sync of it would prove nothing."""
     sha256: str | None = None
     """Set once the file has been checked and lies under its lasting name."""
-    unsynced: bytes | None = None
-    """The content of a file whose sync failed: it is written anew, since a second sync of it would prove nothing."""
     recorded: bool = False
     peaks: str | None = None
     """The recording's outline, once it has been checked (see report.peaks)."""
@@ -79,7 +80,6 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
     """
     spoilt: list[Spoilt] = []
     waiting = [delivery for delivery in deliveries if delivery.sha256 is None]
-    # A few at a time, since their contents are held until they are synced.
     for start in range(0, len(waiting), files.SYNCS_AT_ONCE):
         spoilt += _take_in(waiting[start : start + files.SYNCS_AT_ONCE])
     by_job: dict[str, list[Delivery]] = defaultdict(list)
@@ -104,29 +104,40 @@ def _take_in(deliveries: Sequence[Delivery]) -> list[Spoilt]:
     """Check them, sync them together, and bring them under their lasting names; the ones that are not what they should
     be."""
     spoilt: list[Spoilt] = []
-    good: list[tuple[Delivery, bytes]] = []
+    good: list[Delivery] = []
+
+    def give_up(delivery: Delivery, bad: _Bad) -> None:
+        files.discard(delivery.file)
+        spoilt.append(Spoilt(delivery, bad.code, str(bad)))
+
     for delivery in deliveries:
         try:
-            good.append((delivery, _checked_content(delivery)))
+            if delivery.checked is None:
+                delivery.job.look_at(delivery.position)
+                delivery.checked = _check(delivery)
+                delivery.job.take_back(delivery.position)
+            good.append(delivery)
         except _Bad as bad:
-            files.discard(delivery.file)
-            spoilt.append(Spoilt(delivery, bad.code, str(bad)))
-    unsynced = [(delivery, content) for delivery, content in good if delivery.unsynced is None]
-    errors = files.fsync_files([delivery.file for delivery, _ in unsynced])
+            delivery.job.take_back(delivery.position)
+            give_up(delivery, bad)
+    unsynced = [delivery for delivery in good if not delivery.sync_failed]
+    errors = files.fsync_files([delivery.file for delivery in unsynced])
+    for delivery, error in zip(unsynced, errors, strict=True):
+        delivery.sync_failed = error is not None
     failed = [error for error in errors if error is not None]
-    for (delivery, content), error in zip(unsynced, errors, strict=True):
-        delivery.unsynced = content if error is not None else None
     if failed:
         raise failed[0]
-    for delivery, content in good:
+    for delivery in good:
         stored = delivery.job.stored_file(delivery.position)
-        if delivery.unsynced is None:
+        if not delivery.sync_failed:
             files.rename(delivery.file, stored)
-        else:
-            files.write_atomically(stored, content)
+        elif files.copy(delivery.file, stored) == delivery.checked:
             files.discard(delivery.file)
-            delivery.unsynced = None
-        delivery.sha256 = hashlib.sha256(content).hexdigest()
+        else:
+            files.discard(stored)
+            give_up(delivery, _Bad("bad_audio", "the disk has not kept what the worker wrote, and said so"))
+            continue
+        delivery.sha256 = delivery.checked
     return spoilt
 
 
@@ -162,32 +173,26 @@ class _Bad(Exception):
         self.code = code
 
 
-def _checked_content(delivery: Delivery) -> bytes:
-    """The file's bytes, once they are known to be what the worker announced."""
-    if delivery.unsynced is not None:
-        return delivery.unsynced
+def _check(delivery: Delivery) -> str:
+    """The sha256 of the file's content in hex, once that is known to be what the worker announced."""
     try:
-        descriptor = os.open(delivery.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = files.open_regular(delivery.file)
     except OSError as error:
         if error.errno in _NO_FILE:
             raise _Bad("no_audio", f"the worker said it had written the audio, but: {error.strerror}") from error
         raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise _Bad("bad_audio", f"the worker's file is not a regular file of at most {MAX_FILE_BYTES} bytes")
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(status.st_size)
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_size > MAX_FILE_BYTES:
+            raise _Bad("bad_audio", f"the worker's file has more than {MAX_FILE_BYTES} bytes")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
         if delivery.job.job.task == "encode":
-            _check_codes(content, delivery.frames)
+            _check_codes(file.read(MAX_FILE_BYTES), delivery.frames)
         else:
-            os.lseek(descriptor, 0, os.SEEK_SET)
             delivery.peaks = _check_wav(
                 descriptor, delivery.frames, delivery.sample_rate, delivery.job.job.output.sample_rate
             )
-    finally:
-        os.close(descriptor)
-    return content
+    return sha256
 
 
 def _check_wav(descriptor: int, frames: int, sample_rate: int, asked: int | None) -> str:

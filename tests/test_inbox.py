@@ -21,8 +21,9 @@ from daemon import files
 from daemon import inbox as inboxes
 from daemon.config import Settings
 from daemon.core.job import JobRejected, Limits, Reason
-from daemon.inbox import Inbox, Look, Ready, read_document, reject
+from daemon.inbox import Inbox, Look, Ready, read_document
 from daemon.live_job import Claim, new_token
+from daemon.rejected import reject
 from tests.shell import job_document, settings_in
 
 SETTLE, GRACE = 2.0, 10.0
@@ -270,7 +271,8 @@ def test_looks_are_cut_but_every_file_comes_up(inbox: Inbox, folder: Path, monke
     monkeypatch.setattr(inboxes, "LOOK_BUDGET_S", -1.0)
     names = [f"{number}.json" for number in range(5)]
     put(folder, names[0])
-    assert inbox.look(0.0).more, "nothing was read"
+    look = inbox.look(0.0)
+    assert look.more and look.unread == 1, "nothing was read, and what it is nobody knows yet"
     monkeypatch.setattr(inboxes, "LOOK_BUDGET_S", 0.0)
     for name in names:
         put(folder, name)
@@ -628,6 +630,16 @@ def test_a_rejection_that_was_interrupted_is_finished(tmp_path: Path) -> None:
     reject(rejected, file, BAD, job_id=None, now=0.0)
     assert sorted(os.listdir(rejected)) == ["a.error.json", "a.json"]
     assert not file.exists()
+
+
+def test_a_pipe_among_the_rejections_holds_up_nobody(tmp_path: Path) -> None:
+    """Nor what somebody else has made of that name: it is passed over."""
+    rejected = tmp_path / "rejected"
+    rejected.mkdir()
+    os.mkfifo(rejected / "film.error.json")
+    (rejected / "film.2.error.json").symlink_to("/dev/zero")
+    error = reject(rejected, claimed(tmp_path, "film.json"), BAD, job_id=None, now=1.0)
+    assert error.name == "film.3.error.json" and (rejected / "film.3.json").read_bytes() == b"content"
 
 
 def test_the_reasons_appear_last(tmp_path: Path) -> None:

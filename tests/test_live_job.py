@@ -6,11 +6,13 @@ import dataclasses
 import errno
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
+from daemon.core.footprint import segment_bytes
 from daemon.core.job import JobRejected, Limits
 from daemon.journal import Record
 from daemon.live_job import LiveJob, VoiceReference, build_folder, new_token, received_at, spoken_record, stem_of
@@ -241,6 +243,61 @@ def test_an_orderly_end_leaves_no_suspects(job: LiveJob) -> None:
     assert not any(segment.suspect for segment in again.segments)
 
 
+def outs(job: LiveJob) -> list[tuple[bool, int]]:
+    """Suspect or not, and tries, as the next life and the one after it find them."""
+    found = []
+    for _ in range(2):
+        again = LiveJob.open(job.folder, Limits())
+        again.suspect_what_was_out()
+        found.append([(segment.suspect, segment.tries) for segment in again.segments])
+        again.close()
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_what_was_delivered_is_no_suspect(job: LiveJob) -> None:
+    """Whatever the journal says by then, which a slow disk holds up: the worker is done with it. A try that it was made
+    for is not used up."""
+    for position in range(3):
+        job.give_out(position)
+    for position in range(2):
+        job.take_back(position)
+    job.journal.append([{"t": "suspect", "p": 1}, {"t": "try", "p": 1, "tries": 2}])
+    job.journal.append([{"t": "began", "p": position} for position in range(3)])
+    assert outs(job) == [(False, 0), (True, 1), (True, 0)]
+
+
+def test_a_file_that_kills_whoever_looks_at_it_is_suspected(job: LiveJob) -> None:
+    """Also alone, where that try counts."""
+    job.journal.append([{"t": "suspect", "p": 1}, {"t": "try", "p": 1, "tries": 1}])
+    for position in range(3):
+        job.give_out(position)
+        job.take_back(position)
+        job.look_at(position)
+    job.take_back(2)
+    assert outs(job) == [(True, 0), (True, 1), (False, 0)]
+
+
+def test_an_orderly_end_is_told_without_the_journal(job: LiveJob) -> None:
+    """Which may be too slow for it."""
+    job.journal.append([{"t": "suspect", "p": 1}, {"t": "try", "p": 1, "tries": 1}, {"t": "began", "p": 1}])
+    job.journal.append([{"t": "began", "p": 0}])
+    for position in range(3):
+        job.give_out(position)
+    job.stop()
+    assert outs(job) == [(False, 0), (True, 0), (False, 0)]
+
+
+def test_an_earlier_orderly_end_clears_nothing(job: LiveJob) -> None:
+    """A line that ends the daemon before anything of it is in the journal is suspected, in its first life too."""
+    job.journal.append([{"t": "taken", "at": 1.0}, {"t": "stop"}])
+    again = LiveJob.open(job.folder, Limits())
+    again.suspect_what_was_out()
+    again.give_out(1)
+    again.close()
+    assert outs(job) == [(False, 0), (True, 0), (False, 0)]
+
+
 def test_jobs_of_earlier_versions_open(tmp_path: Path) -> None:
     """A frozen sample with every kind of record."""
     (sample,) = SAMPLES.glob("*/")
@@ -286,6 +343,33 @@ def test_counts_and_status(job: LiveJob) -> None:
         assert job.status() == status
         counts = job.counts()
         assert counts["total"] == 3 == sum(counts[name] for name in (ok, failed, cancelled, skipped))
+
+
+def test_counts_are_kept_as_segments_change(job: LiveJob) -> None:
+    """They are what counting would give, after any change, from any thread."""
+    dice = random.Random(1)
+    for _ in range(300):
+        position = dice.randrange(3)
+        match dice.randrange(5):
+            case 0:
+                store([deliver(job, position, frames=dice.randrange(1, 200), cached=dice.random() < 0.5)])
+            case 1:
+                job.segments[position].begun = dice.random() < 0.5
+            case 2:
+                job.segments[position].give_back()
+            case 3:
+                job.segments[position].status = dice.choice(("waiting", "failed", "skipped", "cancelled"))
+            case 4:
+                job.segments[position] = dataclasses.replace(job.segments[position], begun=True)
+        found, segments = job.segments, list(job.segments)
+        ok = [segment for segment in segments if segment.status == "ok"]
+        waiting = [segment for segment in segments if segment.status == "waiting"]
+        assert job.counts()["ok"] == len(ok) and job.counts()["cached"] == sum(segment.cached for segment in ok)
+        assert job.counts()["running"] == sum(segment.begun for segment in waiting)
+        assert round(job.audio_s(), 9) == round(sum(segment.duration_s or 0 for segment in ok), 9)
+        assert found.cost_waiting == sum(segment.cost for segment in waiting)
+        assert round(found.bytes_waiting) == round(sum(segment_bytes(job.job, s.segment) for s in waiting))
+        assert found.ended["anna"] == 3 - len(waiting)
 
 
 def test_the_first_segment_is_one_too(job: LiveJob) -> None:

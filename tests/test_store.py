@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -235,15 +236,43 @@ def test_two_failures_in_a_row(tmp_path: Path) -> None:
 
 def test_a_file_whose_sync_failed_is_written_anew(job: LiveJob) -> None:
     """What the kernel could not write it may have dropped, and would call synced the next time: the content that was
-    checked goes into a new file, whatever has become of the first."""
+    checked goes into a new file."""
     delivery = deliver(job, 0)
-    content = delivery.file.read_bytes()
+    content, first = delivery.file.read_bytes(), delivery.file.stat().st_ino
     with failing_at(1, ["fsync"]), pytest.raises(Fault):
         store([delivery])
-    delivery.file.write_bytes(b"\0" * len(content))
-    assert store([delivery]) == []
+    with delivery.file.open("rb"):  # so that its number is not given again
+        assert store([delivery]) == []
     assert job.stored_file(0).read_bytes() == content
+    assert job.stored_file(0).stat().st_ino != first
     assert not delivery.file.exists()
+
+
+def test_what_a_failed_sync_has_lost_is_never_stored(job: LiveJob) -> None:
+    """Nothing but what was checked: what the disk has not kept is spoken again."""
+    delivery = deliver(job, 0)
+    size = delivery.file.stat().st_size
+    with failing_at(1, ["fsync"]), pytest.raises(Fault):
+        store([delivery])
+    delivery.file.write_bytes(b"\0" * size)
+    (spoilt,) = store([delivery])
+    assert spoilt.delivery is delivery and spoilt.code == "bad_audio"
+    assert oks(job) == [] and os.listdir(job.segments_folder) == []
+
+
+def test_long_recordings_are_not_held_in_memory(job: LiveJob) -> None:
+    """Neither while they are checked and synced, nor when that has to be repeated."""
+    frames = 4_000_000
+    deliveries = [deliver(job, position, frames=frames) for position in range(3)]
+    tracemalloc.start()
+    try:
+        with failing_at(2, ["fsync"]), pytest.raises(Fault):
+            store(deliveries)
+        assert store(deliveries) == []
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * frames, "less than one of them"
 
 
 def test_jobs_are_stored_side_by_side(tmp_path: Path) -> None:

@@ -24,6 +24,18 @@ CUT_SHORT = ("engine.slots=64", "engine.options={wait_s = 0.1}")
 """The worker of the life that is cut short, about as a large one on a GPU: what it speaks at that moment is suspected
 of it, and spoken alone afterwards."""
 
+FASTER_THAN_THE_DISK = ("engine.slots=64",)
+"""The worker of both lives where they are compared."""
+
+CROWD = 10
+"""So many of the largest jobs are live where the event loop is looked at: by default, as many segments as may be."""
+TRICKLE = ("engine.slots=8", "engine.options={wait_s = 1.0}")
+NO_FLOORS = tuple(f"disk.{place}_free_gb=0" for place in ("state", "outbox", "inbox"))
+"""They are not to be finished, and so need no room."""
+
+SHORT_JOB = 10
+"""Segments of each of the many jobs."""
+
 
 @dataclass
 class Overhead:
@@ -47,7 +59,11 @@ class Overhead:
         """
         yield from self.starting()
         yield from self.working()
+        yield from self.many_short_jobs()
         yield from self.recovering()
+        yield from self.comparing_halves()
+        yield from self.crowded()
+        yield from self.listing()
         yield from self.speeding_up()
 
     # --- one worker -----------------------------------------------------------------------------------------
@@ -116,6 +132,81 @@ class Overhead:
         what = f"{largest:,} segments, killed halfway"
         yield Figure(f"{what}: start, until jobs are taken", statistics.median(ready), "s")
         yield Figure(f"{what}: start, until its manifest", statistics.median(done), "s")
+
+    def comparing_halves(self) -> Iterator[Figure]:
+        """A daemon with an engine that is faster than any disk is killed halfway: what the other half takes, with the
+        start, for each second of the first half and the start."""
+        largest = max(self.segments)
+
+        def ratio() -> float:
+            with self._daemon(f"halves{self._next()}", "service.progress_seconds=0.1", *FASTER_THAN_THE_DISK) as daemon:
+                daemon.start()
+                daemon.await_workers(1)
+                name, content = self._job(largest)
+                began = time.perf_counter()
+                daemon.drop(name, content)
+                daemon.await_half(name)
+                first = time.perf_counter() - began
+                daemon.kill()
+                began = time.perf_counter()
+                started = daemon.start()
+                daemon.finish(name)
+                return (time.perf_counter() - began) / (first + started)
+
+        self.tell(f"the halves of {largest} segments")
+        what = f"{largest:,} segments, killed halfway: the other half, against the first and the start"
+        yield Figure(what, median(self.repeats, ratio), "×")
+
+    # --- many of them ---------------------------------------------------------------------------------------
+
+    def many_short_jobs(self) -> Iterator[Figure]:
+        jobs = max(2, max(self.segments) // SHORT_JOB)
+
+        def speed() -> float:
+            with self._daemon(f"short{self._next()}") as daemon:
+                daemon.start()
+                daemon.await_workers(1)
+                given = [self._job(SHORT_JOB) for _ in range(jobs)]
+                began = time.perf_counter()
+                for name, content in given:
+                    daemon.drop(name, content)
+                for name, _ in given:
+                    daemon.finish(name)
+                return jobs / (time.perf_counter() - began)
+
+        self.tell(f"{jobs} jobs of {SHORT_JOB} segments")
+        yield Figure(f"{jobs:,} jobs of {SHORT_JOB} segments", median(self.repeats, speed), "jobs/s")
+
+    def crowded(self) -> Iterator[Figure]:
+        """What the event loop does with many live segments of which a few are spoken each second."""
+        largest = max(self.segments)
+        self.tell(f"{CROWD} jobs of {largest} segments live")
+        with self._daemon("crowd", *TRICKLE, *NO_FLOORS) as daemon:
+            daemon.start()
+            for _ in range(CROWD):
+                daemon.drop(*self._job(largest))
+            daemon.await_running(CROWD)
+            before = daemon.loop_seconds()
+            time.sleep(self.idle_seconds)
+            cost = (daemon.loop_seconds() - before) / self.idle_seconds
+        yield Figure(f"event loop, {CROWD * largest:,} segments live", cost * 1000, "ms a second")
+
+    def listing(self) -> Iterator[Figure]:
+        """``dubd jobs`` over many results."""
+        results = 2 * max(self.segments)
+        self.tell(f"{results} results listed")
+        with self._daemon("results") as daemon:
+            daemon.start()
+            name, content = self._job(1)
+            daemon.run(name, content)
+            whole = {file: (daemon.outbox / name / file).read_bytes() for file in ("manifest.json", "job.json")}
+            for number in range(results - 1):
+                folder = daemon.outbox / f"result{number}"
+                folder.mkdir()
+                for file, data in whole.items():
+                    (folder / file).write_bytes(data.replace(name.encode(), folder.name.encode()))
+            seconds = median(self.repeats, lambda: daemon.command("jobs", "--json"))
+        yield Figure(f"dubd jobs, {results:,} results", seconds, "s")
 
     # --- many workers ---------------------------------------------------------------------------------------
 

@@ -27,6 +27,9 @@ LOG_LINES = 15
 POLL_S = 0.002
 """How often the folders are looked at while a job runs: the figures' grain."""
 
+COMMAND = (sys.executable, "-c", RUN_DAEMON, str(Path(daemon.__file__).resolve().parent.parent))
+"""``dubd``, from any folder."""
+
 SETTLE_S = 0.05
 """inbox.settle_seconds of these daemons, so that jobs dropped whole are soon taken. It is part of every time from the
 drop of a job."""
@@ -92,7 +95,6 @@ class OwnDaemon:
         name = f"dubd-bench-{secrets.token_hex(8)}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("WATCHDOG_")}
         environment["NOTIFY_SOCKET"] = f"@{name}"
-        package = str(Path(daemon.__file__).resolve().parent.parent)
         overrides = [part for override in more for part in ("--set", override)]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(f"\0{name}")
@@ -100,7 +102,7 @@ class OwnDaemon:
             started = time.perf_counter()
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", RUN_DAEMON, package, "run", *self.invocation.arguments, *overrides],
+                    [*COMMAND, "run", *self.invocation.arguments, *overrides],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -192,12 +194,40 @@ class OwnDaemon:
 
         self._wait(half)
 
+    def await_running(self, jobs: int) -> None:
+        """Until so many jobs have been given to the workers.
+
+        Raises:
+            CommandFailed: the daemon has ended, or its workers can't be started.
+        """
+
+        def running() -> bool:
+            return sum(word(job, "state") == "running" for job in rows(read_document(self._status), "jobs")) == jobs
+
+        self._wait(running)
+
+    def command(self, *words: str) -> float:
+        """The seconds that ``dubd`` takes with these words.
+
+        Raises:
+            CommandFailed: it fails.
+        """
+        started = time.perf_counter()
+        done = subprocess.run([*COMMAND, *words, *self.invocation.arguments], capture_output=True, check=False)
+        if done.returncode:
+            raise CommandFailed(f"dubd {' '.join(words)} failed: {plain(done.stderr.decode(errors='replace'))}")
+        return time.perf_counter() - started
+
     # --- what it costs --------------------------------------------------------------------------------------
 
     def cpu_seconds(self) -> float:
         """User and system time of the daemon and its workers so far."""
         pids = [self.pid, *(int(number(one, "pid") or 0) for one in self._workers())]
-        return sum(_cpu_seconds(pid) for pid in pids if pid)
+        return sum(_cpu_seconds(str(pid)) for pid in pids if pid)
+
+    def loop_seconds(self) -> float:
+        """Processor time of the daemon's event loop so far: that of its first thread."""
+        return _cpu_seconds(f"{self.pid}/task/{self.pid}")
 
     def peak_bytes(self) -> float:
         """The most memory that the daemon's own process has had resident."""
@@ -257,10 +287,11 @@ def _has_wav(folder: Path) -> bool:
         return False
 
 
-def _cpu_seconds(pid: int) -> float:
-    """utime and stime, the 14th and 15th field of proc(5)'s stat; the second may hold spaces and ends with ")"."""
+def _cpu_seconds(task: str) -> float:
+    """utime and stime of a process or thread, the 14th and 15th field of proc(5)'s stat; the second may hold spaces and
+    ends with ")"."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        fields = Path(f"/proc/{task}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -10,13 +10,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from daemon import files
+
 Document = dict[str, Any]
+
+MOST_BYTES = 256 << 20
+"""Of a document that is read: far more than a manifest of as many segments as a job may have."""
 
 
 def read_document(path: Path) -> Document | None:
     """The JSON object in the file; None when there is none, or nothing that can be read as one."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(files.read_regular(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

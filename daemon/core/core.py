@@ -17,9 +17,13 @@ was dispatched but not begun is not charged either, unless that happens again an
 becomes a suspect too, and from then on its deaths alone count, begun or not, since a segment that kills its worker
 before ``began`` would otherwise do so for ever. What had begun in a place that is lost (a node) counts as not begun.
 
+What was delivered waits to be stored, which takes the disk's time and not the engine's. When ``unstored`` segments
+wait for that, nothing more is dispatched, until one of them is stored: a daemon that dies speaks them again.
+
 When the daemon itself dies, all suspects that were out alone are charged, for it can't be told which of them it was.
-Each of those is *accused*: from then on it is spoken with no other suspect out at any worker, so that the next death of
-the daemon charges the one to blame. A neighbour is thus charged once, at most, for a segment that kills the daemon.
+Each of those is *accused*: from then on it is spoken, and its file looked at, with no other suspect out at any worker,
+so that the next death of the daemon charges the one to blame. A neighbour is thus charged once, at most, for a segment
+that kills the daemon.
 """
 
 from __future__ import annotations
@@ -121,10 +125,13 @@ class Core:
     oddities: int
     """Answers that no worker should have given: to an unknown ticket, a second time, late. They are ignored."""
     last_oddity: str
+    unstored: int
+    """Segments that were delivered and are not stored yet."""
 
     def __init__(self, policy: PoolPolicy, random: random.Random) -> None:
         self.oddities = 0
         self.last_oddity = ""
+        self.unstored = 0
         self._policy = policy
         self._now = 0.0
         self._commands: list[Command] = []
@@ -183,6 +190,11 @@ class Core:
         self._policy = self._supervisor.policy = policy
         for number in self._credits.loads:
             self._place(number)
+
+    @property
+    def held(self) -> bool:
+        """Nothing is dispatched now: it is paused, or as much as may be waits to be stored."""
+        return self._paused or self.unstored >= self._policy.unstored
 
     def worker_views(self) -> list[WorkerView]:
         """The workers there are, retiring ones too, by number."""
@@ -424,6 +436,8 @@ class Core:
         self._take_back(ticket)
         segment.step("deliver")
         segment.job.delivered[segment.position] = segment
+        self.unstored += 1
+        self._accused_in_flight += segment.accused  # until its file has been looked at, too
         self._supervisor.finished(self._supervisor.workers[event.worker])
         self._place(event.worker)
 
@@ -659,7 +673,7 @@ class Core:
 
     def _dispatch(self) -> None:
         """Keep everyone at work."""
-        if self._paused:
+        if self.held:
             return
         held, backlog = self._credits, self._backlog
         while True:
@@ -809,6 +823,8 @@ class Core:
         for job in self._jobs.values():
             for segment in job.delivered.values():
                 found(segment, "delivered")
+        unstored = sum(len(job.delivered) for job in self._jobs.values())
+        self._require(unstored == self.unstored, "what waits to be stored is miscounted")
         parts: dict[Job, int] = {}
         for segment in places:
             parts[segment.job] = parts.get(segment.job, 0) + 1
@@ -845,14 +861,16 @@ class Core:
         for load in self._credits.loads.values():
             self._require(load.expected == expected.get(load, 0), f"worker {load.worker} expects wrongly")
         self._require(alone == self._alone_in_flight, "the suspects in flight are miscounted")
-        self._require(not self._accused_in_flight or alone == 1, "another suspect is out beside an accused one")
+        accused = sum(segment.accused for job in self._jobs.values() for segment in job.delivered.values())
+        alone_with_it = not self._accused_in_flight or alone + accused == 1
+        self._require(alone_with_it, "another suspect is out beside an accused one")
         for number, worker in self._supervisor.workers.items():
             known = number in self._credits.loads
             self._require(known or worker.state != "ready", f"worker {number} is ready without a load")
 
     def _check_no_one_idles(self) -> None:
         """Work that may go out has gone out."""
-        if self._paused:
+        if self.held:
             return
         self._require(not self._backlog.waiting or not self._credits.free, "work waits beside a free worker")
         self._require(self._credits.idle() is None or not self._credits.crowded, "a worker idles beside a crowded one")
@@ -894,6 +912,9 @@ class Core:
         segment = None if job is None else job.delivered.pop(event.position, None)
         if segment is None:
             self._odd(f"segment {event.position} of {event.job!r} was checked, but not delivered")
+        else:
+            self.unstored -= 1
+            self._accused_in_flight -= segment.accused
         return segment
 
     def _odd(self, what: str) -> None:

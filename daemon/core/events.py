@@ -121,7 +121,8 @@ class SegmentBegan:
 
 @dataclass(frozen=True, slots=True)
 class SegmentDelivered:
-    """The worker says that it has spoken the segment; its slot is free, the file is yet to be checked."""
+    """The worker says that it has spoken the segment; its slot is free, the file is yet to be checked and stored. The
+    worker is done with it: should the daemon die now, it is no suspect."""
 
     at: float
     worker: int

@@ -67,6 +67,8 @@ class PoolPolicy:
 
     lookahead: int = 2
     """Tickets a worker may hold beyond its slots."""
+    unstored: int = 256
+    """So many segments delivered and not yet stored, and nothing more is given out: a restart speaks them again."""
     tries: int = 3
     """How often one segment may kill its worker while alone, or fail in a way that may be retried."""
     idle_release_s: float = 0

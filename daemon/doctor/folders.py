@@ -68,6 +68,7 @@ def check(settings: Settings) -> list[Finding]:
         found.append(Finding.fail("paths.status", f"{paths.status} is a folder", "Name a file, such as status.json."))
     found += check_state(paths.state, mounts)
     found += check_sharing(paths.inbox, paths.outbox)
+    found += check_taking(paths.inbox)
     for root in paths.allowed_roots:
         if root != paths.inbox and not os.access(root, os.R_OK | os.X_OK):
             problem = "is not there" if not root.exists() else "may not be read by this user"
@@ -203,6 +204,31 @@ def check_sharing(inbox: Path, outbox: Path) -> Iterator[Finding]:
             "sharing",
             f"the inbox belongs to group {asked.st_gid} and the outbox to group {given.st_gid}",
             f"chgrp {asked.st_gid} {outbox} && chmod g+rxs {outbox}",
+        )
+
+
+def check_taking(inbox: Path) -> Iterator[Finding]:
+    """Whether this user can take what others drop: out of a folder with the sticky bit, and with modes that let it read
+    the files that lie there now."""
+    try:
+        status = inbox.stat()
+        names = sorted(name for name in os.listdir(inbox) if name.casefold().endswith(".json") and name[0] != ".")
+    except OSError:
+        return  # said before
+    user = os.geteuid()
+    if status.st_mode & stat.S_ISVTX and user not in (0, status.st_uid):
+        yield Finding.fail(
+            "inbox is shared",
+            f"{inbox} has the sticky bit and belongs to {_owner(inbox)}: {_user()} can't take what other users drop",
+            f"chmod -t {inbox}, or chown it to {_user()}.",
+        )
+    unreadable = [name for name in names if not os.access(inbox / name, os.R_OK, follow_symlinks=False)]
+    if unreadable:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        yield Finding.warn(
+            "inbox is readable",
+            f"{_user()} may not read {unreadable[0]!r}{more} in {inbox}",
+            "Let those who drop jobs set their mode (chmod a+r) before they are renamed to .json.",
         )
 
 

@@ -94,6 +94,10 @@ def test_the_daemon_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
         "18 segments spoken before",
         "peak memory of the daemon",
         "18 segments, killed halfway: start, until its manifest",
+        "18 segments, killed halfway: the other half, against the first and the start",
+        "2 jobs of 10 segments",
+        "event loop, 180 segments live",
+        "dubd jobs, 36 results",
     ):
         assert measured in names
     assert [figure["name"] for figure in figures if figure["ratio_to_stock"] is not None] == [

@@ -507,3 +507,36 @@ def test_a_daemon_that_stood_still_does_not_blame_its_workers() -> None:
     desk.at = 1000
     assert desk.tell(Tick(1000)) == []
     assert only(SegmentEnded, desk.deliver(held) + desk.store(held))[0].outcome == "spoken"
+
+
+def test_nothing_is_given_out_while_too_much_waits_to_be_stored() -> None:
+    """The engine is faster than the disk: the worker's slots stay empty, until one is stored or found to be spoilt."""
+    desk = Desk(PoolPolicy(unstored=3, lookahead=1))
+    desk.workers(1, slots=2)
+    held = only(Dispatch, desk.arrive("a", "x" * 9))
+    assert len(held) == 3
+    for number, dispatch in enumerate(held):
+        desk.begin(dispatch)
+        assert len(only(Dispatch, desk.deliver(dispatch))) == (number < 2)
+    assert desk.core.held and desk.core.unstored == 3
+    assert len(only(Dispatch, desk.store(held[0]))) == 1
+    held += only(Dispatch, desk.log)[3:]
+    desk.begin(held[3])
+    assert only(Dispatch, desk.deliver(held[3])) == []
+    assert len(only(Dispatch, desk.tell(SegmentSpoilt(desk.at, "a", held[1].position, "bad_audio", "why")))) == 1
+
+
+def test_an_accused_one_is_alone_until_its_file_has_been_looked_at() -> None:
+    """The daemon may die of that too, and then nobody else is to be charged for it."""
+    desk = Desk()
+    desk.workers(2)
+    accused = SegmentSpec(0, "x", suspect=True, tries=1, attempts=1)
+    held = only(Dispatch, desk.tell(JobArrived(0, "a", 0, (accused, SegmentSpec(1, "y", suspect=True)))))
+    first = next(dispatch for dispatch in held if dispatch.position == 1)
+    desk.speak(first)
+    (second,) = [dispatch for dispatch in only(Dispatch, desk.log) if dispatch.position == 0]
+    desk.begin(second)
+    desk.deliver(second)
+    late = only(Dispatch, desk.tell(JobArrived(0, "b", 0, (SegmentSpec(0, "z", suspect=True),))))
+    assert late == []
+    assert [dispatch.job for dispatch in only(Dispatch, desk.store(second))] == ["b"]

@@ -107,3 +107,16 @@ def test_allowed_roots_that_are_not_there_are_warned_of(tmp_path: Path) -> None:
     """Jobs that name files in them would be rejected."""
     found = folders.check(settings(tmp_path, 'paths.allowed_roots=["/nowhere/at/all"]'))
     assert ("paths.allowed_roots", "warn") in levels(found)
+
+
+def test_an_inbox_whose_files_can_not_be_taken_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sticky bit a file is its owner's alone to move. (A superuser may: the question is answered for one who
+    may not.)"""
+    tmp_path.chmod(0o1777)
+    assert levels(folders.check_taking(tmp_path)) == []
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    (tmp_path / "film.json").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
+    sticky, unreadable = folders.check_taking(tmp_path)
+    assert (sticky.level, unreadable.level) == ("fail", "warn")
+    assert "chmod -t" in sticky.mend and "film.json" in unreadable.message

@@ -61,7 +61,8 @@ def stumbling(tmp_path: Path) -> Iterator[Callable[[str], Stumbling]]:
         dubd.inbox.mkdir(parents=True)
         dubd.put("anna.flac", recording())
         made.append(dubd)
-        return dubd.start()
+        dubd.start()
+        return dubd
 
     yield make
     for dubd in made:

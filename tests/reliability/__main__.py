@@ -21,10 +21,12 @@ from typing import Any
 from tests.reliability import (
     chaos,
     cluster,
+    drops,
     engines_gone_wrong,
     flood,
     hostile,
     matrix,
+    restart,
     traced,
     upkeep,
     utterances,
@@ -95,6 +97,11 @@ def the_inbox(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from flood.attacks(0.01 if short else 1.0)
 
 
+def the_drops(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Cancels, broken files and files of others, at the wrong moment and in the wrong number."""
+    yield from drops.attacks(0.02 if short else 1.0)
+
+
 def hostile_input(short: bool, _settings: Settings) -> Iterator[Row]:
     """Fuzzed documents and recordings, swaps, injections, a siege."""
     yield from hostile.attacks(0.02 if short else 1.0)
@@ -115,6 +122,11 @@ def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from upkeep.attacks(0.05 if short else 1.0)
 
 
+def a_restart(short: bool, _settings: Settings) -> Iterator[Row]:
+    """A daemon killed in the middle of a long job, on disks slower than its engine."""
+    yield from restart.attacks(0.1 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -126,16 +138,22 @@ ATTACKS: dict[str, Attack] = {
     "chaos": the_chaos,
     "cluster": the_cluster,
     "inbox": the_inbox,
+    "drops": the_drops,
     "hostile": hostile_input,
     "utterances": hostile_utterances,
     "engines": bad_engines,
     "upkeep": what_lasts,
+    "restart": a_restart,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "hostile", "upkeep"), ("inbox", "wire", "utterances", "engines"), ("cluster", "strace", "scale")),
+    (
+        ("chaos", "hostile", "upkeep"),
+        ("inbox", "drops", "wire", "utterances", "engines"),
+        ("restart", "cluster", "strace", "scale"),
+    ),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are

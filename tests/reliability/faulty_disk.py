@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,3 +198,18 @@ def named(path: Path) -> Path:
 
 def _path_of(descriptor: int) -> Path:
     return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+
+class SlowDisk(files.Disk):
+    """A disk that takes so many seconds for each sync; as many as are asked for at a time go on side by side."""
+
+    def __init__(self, sync_s: float) -> None:
+        self._sync_s = sync_s
+
+    def fsync(self, descriptor: int) -> None:
+        time.sleep(self._sync_s)
+        super().fsync(descriptor)
+
+    def fdatasync(self, descriptor: int) -> None:
+        time.sleep(self._sync_s)
+        super().fdatasync(descriptor)

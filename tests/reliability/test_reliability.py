@@ -52,6 +52,12 @@ def test_the_inbox_bears_load() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_what_is_dropped_at_the_wrong_moment() -> None:
+    """100 cancels, a good job behind 100 broken files, a history of late cancels, files of the future and of others."""
+    assert "broken files before a good job" in attack("drops")
+
+
+@pytest.mark.timeout(300)
 def test_hostile_input_gets_nowhere() -> None:
     """2,000 documents, 100 recordings, swaps between check and use, and a siege."""
     assert "sieges" in attack("hostile")
@@ -80,3 +86,9 @@ def test_hostile_utterances_cost_themselves_alone() -> None:
 def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
     """Some of a hundred habits in the lines of one job, and one to load with."""
     assert "misbehave" in attack("engines")
+
+
+@pytest.mark.timeout(300)
+def test_a_restart_suspects_no_more_than_what_was_out() -> None:
+    """Killed halfway, on a good disk and on a slow one, with an engine that is faster than both."""
+    assert "killed halfway" in attack("restart")

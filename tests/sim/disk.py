@@ -11,6 +11,7 @@ from daemon.core.job import Limits
 from daemon.core.job_parser import parse_job
 from daemon.journal import Journal, Record
 from daemon.live_job import LiveJob, LiveSegment
+from daemon.tally import Segments
 
 FINAL = ("ok", "failed", "skipped", "cancelled")
 
@@ -20,13 +21,14 @@ _NOWHERE = Path("/nonexistent")
 @dataclass
 class PaperJob:
     """An accepted job. ``written`` records survive the daemon's death, the first ``synced`` of them a power cut too;
-    ``over``: its manifest is out."""
+    ``out``: the lines about what is out at workers, which survive the death alone; ``over``: its manifest is out."""
 
     token: str
     job_id: str
     document: bytes
     written: list[Record] = field(default_factory=list)
     synced: int = 0
+    out: list[bytes] = field(default_factory=list)
     over: bool = False
 
     def append(self, records: Iterable[Record], *, durable: bool) -> None:
@@ -36,9 +38,10 @@ class PaperJob:
 
     def power_cut(self) -> None:
         del self.written[self.synced :]
+        self.out.clear()
 
     def read_back(self) -> LiveJob:
-        """As LiveJob.open does it, without files."""
+        """As LiveJob.open and LiveJob.suspect_what_was_out do it, without files."""
         job = parse_job(self.document, stem=self.job_id, limits=Limits())
         live = LiveJob(
             token=self.token,
@@ -47,10 +50,12 @@ class PaperJob:
             job=job,
             voices={},
             journal=Journal(_NOWHERE),
-            segments=[LiveSegment(segment) for segment in job.segments],
+            segments=Segments(job, map(LiveSegment, job.segments)),
             received_at=0.0,
         )
         live.replay(self.written)
+        self.append(live.settle(self.out), durable=False)
+        self.out.clear()
         return live
 
     def final_records(self) -> dict[int, list[Record]]:

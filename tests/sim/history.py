@@ -17,7 +17,7 @@ from functools import partial
 from daemon.core.events import Dispatch, SegmentEnded, Tick, WorkerSpec
 from daemon.core.scheduler import LAG_SEGMENTS
 from daemon.core.supervision import PoolPolicy
-from daemon.live_job import COST_OF_A_SEGMENT
+from daemon.live_job import COST_OF_A_SEGMENT, LiveJob
 from tests.sim import workers as wire
 from tests.sim.disk import PaperJob, document
 from tests.sim.shell import BrokenPromise, DaemonDied, Shell
@@ -155,11 +155,14 @@ def draw(seed: int) -> Plot:
         recycle_growth_bytes=age.choice((0, 2_000_000_000)),
     )
     flawed = frozenset(age.sample(texts, min(len(texts), 2))) - deadly if deaths else frozenset()
-    faults = replace(plot.faults, flawed=flawed)
     leak_bytes = age.choice((0, 0, 500_000_000))
     losses = [(age.uniform(0, 40), age.randrange(NODES)) for _ in range(age.randint(1, MOST_LOSSES))]
     if kind == "quiet" or age.random() < 0.6:
         losses = []
+    policy = replace(policy, unstored=age.choice((256, 256, 1, 3)))
+    baneful = kind in ("poison", "everything") and texts and age.random() < 0.5
+    bane = frozenset({age.choice(texts)} if baneful else ()) - deadly - flawed
+    faults = replace(plot.faults, flawed=flawed, bane=bane, slow_disk=age.choice((1.0, 1.0, 40.0)))
     return replace(plot, policy=policy, faults=faults, leak_bytes=leak_bytes, losses=tuple(losses))
 
 
@@ -175,6 +178,8 @@ class Told:
     alone_unbegun: int = 0
     failures: int = 0
     ends: int = 0
+    sent_alone: bool = False
+    """The last time that it was."""
 
 
 @dataclass
@@ -205,6 +210,8 @@ class History:
         self._waiting: set[str] = set()
         self._ledger = FairnessLedger()
         self._doomed = False
+        self._may_be_suspected: dict[str, set[int]] = {}
+        """By job, after the death of a daemon that was no power cut."""
 
     # --- the world, as its inhabitants see it ---------------------------------------------------------------
 
@@ -260,8 +267,21 @@ class History:
         if dispatch.position in self.disk[dispatch.job].final_records():
             raise BrokenPromise(f"{place} is spoken again after it has ended")
         self._seen(place).frames += 1
+        self._seen(place).sent_alone = dispatch.alone
         self._ledger.dispatched(dispatch.job, COST_OF_A_SEGMENT + len(self.text(dispatch)))
         self.later(self.random.choice((0.0, 0.02)), lambda: process.take(dispatch))
+
+    def looked_at(self, token: str, position: int) -> None:
+        if self._texts[token][position] in self.faults.bane:
+            self._seen((token, position)).alone += self._seen((token, position)).sent_alone
+            self.poisoned()
+
+    def read_back(self, job: LiveJob) -> None:
+        """Nobody is suspected but what was out when the daemon died, or had begun when a worker did. What was delivered
+        is not out any more."""
+        suspects = {position for position, live in enumerate(job.segments) if live.suspect and live.status == "waiting"}
+        if not suspects <= self._may_be_suspected.get(job.token, suspects):
+            raise BrokenPromise(f"{suspects} of {job.token} are suspected, {self._may_be_suspected[job.token]} may be")
 
     def poisoned(self) -> None:
         """What a worker has made is too much for the daemon, which dies before its next act."""
@@ -377,12 +397,25 @@ class History:
                     if dispatch.alone:
                         self._seen((dispatch.job, dispatch.position)).alone += 1
         self._processes.clear()
+        assert self._shell is not None
+        self._remember_suspects(self._shell, power)
         self._shell = None
         self._doomed = False
         if power:
             for paper in self.disk.values():
                 paper.power_cut()
         self.later(LIFE_S, self._rise)
+
+    def _remember_suspects(self, shell: Shell, power: bool) -> None:
+        """A power cut takes the notes of what was out; the journal then says of more that they have begun."""
+        may_be = self._may_be_suspected
+        if power:
+            may_be.clear()
+            return
+        out = shell.out() | shell.killers | ({shell.looked_at} if shell.looked_at is not None else set())
+        for token, job in shell.jobs.items():
+            known = {position for position, live in enumerate(job.segments) if live.suspect}
+            may_be[token] = known | {position for other, position in out if other == token}
 
     def _step(self) -> bool:
         """The next thing that happens; False when there is none."""
@@ -456,7 +489,7 @@ class History:
     def _check_nobody_idles(self) -> None:
         """From outside: no ready worker holds nothing while a segment waits that it could speak. And fairness."""
         shell = self._shell
-        if shell is None or shell.paused:
+        if shell is None or shell.core.held:
             return
         core = shell.core
         waiting = {token: core.job_view(token) for token in self._arrived_jobs(shell)}
@@ -502,7 +535,7 @@ class History:
         # The death of a daemon may come before the try is on its disk: one more for each life.
         if told.failures > self.plot.policy.tries + self.lives - 1:
             raise BrokenPromise(f"{place} failed {told.failures} times in {self.lives} lives")
-        deadly = text in self.plot.faults.poison | self.plot.faults.venom
+        deadly = text in self.plot.faults.poison | self.plot.faults.venom | self.plot.faults.bane
         outcome = record["t"]
         flawed = text in self.plot.faults.flawed
         if flawed and outcome == "ok":

@@ -61,6 +61,10 @@ class World(Protocol):
 
     def suspected(self, place: tuple[str, int]) -> None: ...
 
+    def looked_at(self, token: str, position: int) -> None: ...
+
+    def read_back(self, job: LiveJob) -> None: ...
+
     def in_this_life(self, action: Callable[[], None]) -> Callable[[], None]: ...
 
 
@@ -96,11 +100,17 @@ class Shell:
         self.paused = False
         self._world = world
         self._handles: dict[int, Handle] = {}
-        self._queue: list[Note | Delivery] = []
-        self._writing = False
+        self._notes: list[Note] = []
+        self._deliveries: list[tuple[int, Delivery]] = []
+        self._writing = self._storing = False
+        self._noted = self._written = 0
         self._lines: dict[str, list[str]] = {}
         self._arrived: set[str] = set()
         self._applied = 0
+        self.looked_at: tuple[str, int] | None = None
+        """The delivery that is being checked."""
+        self.killers: set[tuple[str, int]] = set()
+        """Segments that had begun when their worker died."""
         self._recycling: set[int] = set()
         """Workers that were stopped for their age, and are not ready again."""
         self.apply(events.WorkersPlanned(world.at, plan))
@@ -108,11 +118,16 @@ class Shell:
             if not world.disk[token].over:
                 self.take(world.disk[token])
 
+    def out(self) -> set[tuple[str, int]]:
+        """The segments that are at workers."""
+        return {(d.job, d.position) for handle in self._handles.values() for d in handle.tickets.values()}
+
     # --- jobs -----------------------------------------------------------------------------------------------
 
     def take(self, paper: PaperJob) -> None:
         """A job that was accepted, now or in an earlier life; of one job_id one runs."""
         job = paper.read_back()
+        self._world.read_back(job)
         self.jobs[paper.token] = job
         line = self._lines.setdefault(job.job_id, [])
         line.append(paper.token)
@@ -158,6 +173,8 @@ class Shell:
     def apply(self, event: Event) -> None:
         commands = self.core.handle(event)
         self._applied += 1
+        if self.core.held and any(isinstance(command, Dispatch) for command in commands):
+            raise BrokenPromise(f"something is given out while {self.core.unstored} wait to be stored")
         if self._applied % CHECKED_EVERY == 0 or not isinstance(event, ROUTINE):
             self.core.check()
         for command in commands:
@@ -240,6 +257,7 @@ class Shell:
         self._note(command.job, record, durable=True, then=send)
 
     def _send(self, handle: Handle, command: Dispatch) -> None:
+        self._world.disk[command.job].out.append(b"%d\n" % command.position)
         handle.tickets[command.ticket] = command
         self._world.sent(handle.process, command)
 
@@ -278,6 +296,11 @@ class Shell:
         match message:
             case wire.Gone(reason, lost):
                 process.told_gone = True
+                for number, held in handle.tickets.items():
+                    if lost or number not in handle.begun:
+                        self._given_back(held)
+                    else:
+                        self.killers.add((held.job, held.position))
                 del self._handles[worker]
                 self.apply(events.WorkerGone(now, worker, generation, reason, lost))
             case wire.Ready(slots):
@@ -297,8 +320,11 @@ class Shell:
             case wire.Delivered(ticket, honest):
                 dispatch = handle.tickets.pop(ticket, None)
                 if dispatch is not None:
-                    attempts = max(self._live(dispatch.job, dispatch.position).attempts, 1)
-                    self._put(Delivery(dispatch.job, dispatch.position, attempts, honest))
+                    live = self._live(dispatch.job, dispatch.position)
+                    attempts = max(live.attempts, 1)
+                    live.give_back()
+                    self._take_back(dispatch.job, dispatch.position)
+                    self._deliver(Delivery(dispatch.job, dispatch.position, attempts, honest))
                 self.apply(events.SegmentDelivered(now, worker, generation, ticket))
             case wire.Failed(ticket, code, retryable, slots):
                 dispatch = handle.tickets.pop(ticket, None)
@@ -315,11 +341,15 @@ class Shell:
                 self._given_back(handle.tickets.pop(ticket, None))
                 self.apply(events.SegmentReleased(now, worker, generation, ticket, began))
 
+    def _take_back(self, token: str, position: int) -> None:
+        self._world.disk[token].out.append(b"-%d\n" % position)
+
     def _given_back(self, dispatch: Dispatch | None) -> None:
         if dispatch is not None:
             live = self._live(dispatch.job, dispatch.position)
             if live.status == "waiting":
                 live.give_back()
+                self._take_back(dispatch.job, dispatch.position)
                 self._note(dispatch.job, {"t": "back", "p": dispatch.position})
 
     # --- the recorder ---------------------------------------------------------------------------------------
@@ -327,25 +357,52 @@ class Shell:
     def _note(
         self, token: str, record: Record, *, durable: bool = False, then: Callable[[], None] = lambda: None
     ) -> None:
-        self._put(Note(token, record, durable, then))
-
-    def _put(self, item: Note | Delivery) -> None:
-        self._queue.append(item)
+        self._noted += 1
+        self._notes.append(Note(token, record, durable, then))
         if not self._writing:
             self._writing = True
-            self._world.later(self._world.random.choice((0.0, 0.001, 0.05)), self._world.in_this_life(self._write))
+            self._soon(self._write)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._deliveries.append((self._noted, delivery))
+        if not self._storing:
+            self._storing = True
+            self._soon(self._store)
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        pause = self._world.random.choice((0.0, 0.001, 0.05)) * self._world.faults.slow_disk
+        self._world.later(pause, self._world.in_this_life(action))
 
     def _write(self) -> None:
-        """One batch, as the recorder's thread writes it: the notes, then the deliveries, then word of it."""
-        batch, self._queue = self._queue, []
-        notes = [item for item in batch if isinstance(item, Note)]
+        """One batch of notes, as the recorder's thread writes it, and word of it."""
+        notes, self._notes = self._notes, []
         for token in dict.fromkeys(note.token for note in notes):
             self._world.act()
             group = [note for note in notes if note.token == token]
             self._world.disk[token].append([note.record for note in group], durable=any(n.durable for n in group))
-        spoilt = []
-        for delivery in (item for item in batch if isinstance(item, Delivery)):
+        self._written += len(notes)
+        self._writing = False
+        for note in notes:
             self._world.act()
+            note.then()
+        if self._notes and not self._writing:
+            self._writing = True
+            self._soon(self._write)
+
+    def _store(self) -> None:
+        """One batch of deliveries, as the recorder's other thread stores it, and word of it."""
+        if self._written < self._deliveries[-1][0]:
+            self._soon(self._store)
+            return
+        batch, self._deliveries = [delivery for _, delivery in self._deliveries], []
+        spoilt = []
+        for delivery in batch:
+            self.looked_at = (delivery.token, delivery.position)
+            self._world.disk[delivery.token].out.append(b"?%d\n" % delivery.position)
+            self._world.looked_at(delivery.token, delivery.position)
+            self._world.act()
+            self._take_back(delivery.token, delivery.position)
+            self.looked_at = None
             if not delivery.honest or self._world.odds(self._world.faults.spoil):
                 spoilt.append(delivery)
                 continue
@@ -353,11 +410,8 @@ class Shell:
             self._world.disk[delivery.token].append([record], durable=True)
             live = self._live(delivery.token, delivery.position)
             live.status, live.attempts = "ok", delivery.attempts
-        self._writing = False
-        for note in notes:
-            self._world.act()
-            note.then()
-        for delivery in (item for item in batch if isinstance(item, Delivery)):
+        self._storing = False
+        for delivery in batch:
             self._world.act()
             if delivery in spoilt:
                 self._live(delivery.token, delivery.position).begun = False
@@ -365,9 +419,9 @@ class Shell:
                 self.apply(spoil)
             else:
                 self.apply(events.SegmentStored(self._world.at, delivery.token, delivery.position))
-        if self._queue and not self._writing:
-            self._writing = True
-            self._world.later(0.0, self._world.in_this_life(self._write))
+        if self._deliveries and not self._storing:
+            self._storing = True
+            self._soon(self._store)
 
 
 _OK: Record = {

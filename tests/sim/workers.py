@@ -15,8 +15,9 @@ from daemon.core.events import Dispatch
 @dataclass
 class Faults:
     """Chances of things going wrong; ``budget`` of them at most, so that a history ends. ``poison``: texts that kill
-    their worker, ``venom``: texts that kill the daemon, each time that they are begun; ``flawed``: texts that fail
-    whenever they are spoken, though they might not the next time."""
+    their worker, ``venom``: texts that kill the daemon, each time that they are begun; ``bane``: texts that, once they
+    are spoken, kill the daemon that looks at them; ``flawed``: texts that fail whenever they are spoken, though they
+    might not the next time; ``slow_disk``: how many times slower the disk is than one that nobody waits for."""
 
     budget: int = 0
     start: float = 0.0
@@ -29,12 +30,14 @@ class Faults:
     lie: float = 0.0
     poison: frozenset[str] = frozenset()
     venom: frozenset[str] = frozenset()
+    bane: frozenset[str] = frozenset()
     flawed: frozenset[str] = frozenset()
+    slow_disk: float = 1.0
 
     @property
     def none(self) -> bool:
         """Nothing but what happens anyway."""
-        return not self.budget and not self.poison and not self.venom and not self.flawed
+        return not self.budget and not self.poison and not self.venom and not self.bane and not self.flawed
 
 
 @dataclass(frozen=True)
