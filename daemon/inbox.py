@@ -296,8 +296,8 @@ class Inbox:
     def _inside(self, paths: Sequence[str]) -> Iterator[str]:
         """Those that lie in the allowed folders. What lies elsewhere is refused when the job is taken, and when that is
         must not tell whether it is there."""
-        paths = self._settings.paths
-        roots = [os.path.realpath(root) for root in (*paths.allowed_roots, paths.outbox)]
+        places = self._settings.paths
+        roots = [os.path.realpath(root) for root in (*places.allowed_roots, places.outbox)]
         for path in paths:
             with suppress(OSError, ValueError):
                 full = os.path.realpath(self._folder / path_here(path, self._settings.paths.mapped))

@@ -125,14 +125,14 @@ def test_what_may_not_be_placed_stays_in_the_outbox(
     def picture() -> set[Path]:
         return {path for path in tmp_path.rglob("*") if "jobs" not in path.parts and path.parent.name != "film"}
 
-    path = asked.replace("PLACED", str(placed)).replace("VAR", str(var))
+    wanted = asked.replace("PLACED", str(placed)).replace("VAR", str(var))
     before = picture()
-    job, folder = localclip(settings, [{"output_file": path}])
+    job, folder = localclip(settings, [{"output_file": wanted}])
     before |= {folder}
     for _ in range(2):
         assert results(settings, job, folder) == {"0": str(folder / "segment_0000.wav")}
     (line,) = job.ignored
-    assert "segment 0" in line and line.count(path) == 1
+    assert "segment 0" in line and line.count(wanted) == 1
     assert picture() - {placed / "deep"} == before
     assert all(path.read_bytes() == b"theirs" for path in theirs)
 

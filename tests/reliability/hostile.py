@@ -296,7 +296,7 @@ def swap_outputs(base: Path, tries: int) -> Row:
     """A folder that a job wants its results in becomes a link to elsewhere, and back: nothing is written there."""
     root, outside = base / "swap-results", base / "swap-elsewhere"
     root.mkdir()
-    paths = Paths(output_roots=(root,))
+    paths = Paths.model_validate({"output_roots": (root,)})
     outside.mkdir()
     source = base / "result.wav"
     source.write_bytes(recordings.wav())
