@@ -150,6 +150,14 @@ def test_a_disk_in_trouble_leaves_it_to_be_tried_again(folder: Path) -> None:
 
 ROW = {"index": 0, "speaker": "anna", "text": "one", "status": "ok", "sha256": "0" * 64}
 
+WRONG: list[dict[str, Any]] = [
+    {"sha256": 7}, {"sha256": None}, {"seed": -1}, {"seed": True}, {"seeds": ["1"]}, {"overrun_s": "1"},
+    {"finishing": {"speed": []}}, {"finishing": 3}, {"history": 7}, {"history": [7]},
+    {"history": [{}] * 101},
+    {"history": [{"file": "../../etc/passwd"}]}, {"history": [{"sha256": "x"}]}, {"status": "waiting"},
+    {"index": -1}, {"text": None}, {"error": []}, {"flaws": [1]}, {"attempts": -1}, {"truncated": 1},
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     "content",
@@ -159,12 +167,7 @@ ROW = {"index": 0, "speaker": "anna", "text": "one", "status": "ok", "sha256": "
         b"[" * 100_000, b'{"segments": [' + b"[]," * 9_000_000 + b"1]}",
         *(
             json.dumps({"segments": [{**ROW, **wrong}]}).encode()
-            for wrong in (
-                {"sha256": 7}, {"sha256": None}, {"seed": -1}, {"seed": True}, {"seeds": ["1"]}, {"overrun_s": "1"},
-                {"finishing": {"speed": []}}, {"finishing": 3}, {"history": 7}, {"history": [7]}, {"history": [{}] * 101},
-                {"history": [{"file": "../../etc/passwd"}]}, {"history": [{"sha256": "x"}]}, {"status": "waiting"},
-                {"index": -1}, {"text": None}, {"error": []}, {"flaws": [1]}, {"attempts": -1}, {"truncated": 1},
-            )
+            for wrong in WRONG
         ),
         json.dumps({"segments": [ROW, ROW]}).encode(),
     ],
