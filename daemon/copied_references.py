@@ -28,7 +28,7 @@ def clear_copies(inbox: Path, outbox: Path, *, unused_seconds: float = UNUSED_SE
     """Remove the reference copies that no job names any more and nobody has touched for ``unused_seconds``."""
     try:
         # Whoever may write to the inbox could put a link there, and have us clear away what lies elsewhere.
-        folder = os.open(inbox / FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = files.open_folder(inbox / FOLDER, inbox)
     except OSError:
         return
     try:
@@ -68,7 +68,7 @@ def _read(path: Path) -> bytes:
     try:
         descriptor = files.open_regular(path)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL):
+        if error.errno in files.NOT_REGULAR | {errno.ENOENT, errno.ENOTDIR}:
             return b""
         raise
     with open(descriptor, "rb") as file:

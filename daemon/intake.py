@@ -20,10 +20,22 @@ from daemon.core.redo import read_request
 from daemon.embeddings.corpus import CorpusRefused, open_corpus
 from daemon.embeddings.live_job import open_job
 from daemon.inbox import read_document
-from daemon.live_job import Claim, EngineIdentity, LiveJob, VoiceReference, build_folder, stem_of
+from daemon.live_job import (
+    MOST_STATE_BYTES,
+    REQUEST_FILE,
+    Claim,
+    EngineIdentity,
+    LiveJob,
+    LiveSegment,
+    VoiceReference,
+    about_job,
+    build_folder,
+    stem_of,
+)
 from daemon.outbox import TakenNames
 from daemon.redo import compose_redo, seed_of_next_take
 from daemon.references import ReferenceRefused, snapshot_reference
+from daemon.tally import Segments
 
 log = structlog.get_logger("dubd.job")
 
@@ -57,10 +69,11 @@ def accept(
     live_id: Callable[[str], str | None],
     taken: TakenNames,
     settle: Callable[[], None] = lambda: None,
+    latest: Callable[[str], Path | None] = lambda job_id: None,
 ) -> LiveJob | Rejection:
     """Accept a claimed job, or say every reason why not. ``live_id``: the job id of a folded form that is being worked
     on, if any; ``taken``: the names in the outbox; ``settle`` makes the claim last, and is called before the job is
-    kept.
+    kept; ``latest``: the folder of the last job of an id that is not over.
 
     Raises:
         OSError: the disk or the share failed, or the machine is short of memory; nothing is decided and the claim
@@ -68,10 +81,11 @@ def accept(
     """
     jobs = settings.paths.state / "jobs"
     try:
-        document = read_document(claim.file, settings.limits)
+        document = dropped = read_document(claim.file, settings.limits)
         request = read_request(document, stem=stem_of(claim.name), limits=settings.limits)
         if request is not None:
-            document = compose_redo(request, settings)
+            # What it is of may be another job when its turn has come (see renew); this one says what is wrong now.
+            document = compose_redo(request, settings, latest(request.job_id))
         job = parse_job(document, stem=stem_of(claim.name), limits=settings.limits)
     except JobRejected as rejected:
         return Rejection(tuple(rejected.reasons), None, rejected.incomplete)
@@ -95,10 +109,44 @@ def accept(
             os.lstat(claim.file)
             return Rejection(tuple(reasons), job.job_id, incomplete=False)
         taken.add(job.job_id)
-        folder = build_folder(jobs, claim.token, claim.name, document, voices, staged, settle)
+        folder = build_folder(
+            jobs, claim.token, claim.name, document, voices, staged, settle, None if request is None else dropped
+        )
     finally:
         files.discard(staged)
     return open_job(folder, WHATEVER_SIZE)
+
+
+def renew(job: LiveJob, settings: Settings) -> None:
+    """Have a job that was a request to redo mean what was asked last, now that its turn has come. Runs in a thread,
+    before anything is done about the job.
+
+    Raises:
+        JobRejected: that can't be redone.
+        OSError: the disk or the share failed; call again.
+    """
+    try:
+        dropped = files.read_regular(job.folder / REQUEST_FILE, MOST_STATE_BYTES)
+    except FileNotFoundError:
+        return
+    request = read_request(dropped, stem=stem_of(job.name), limits=WHATEVER_SIZE)
+    assert request is not None
+    document = compose_redo(request, settings)
+    if document == files.read_regular(job.folder / "job.json", MOST_STATE_BYTES):
+        return
+    asked = parse_job(document, stem=stem_of(job.name), limits=settings.limits)
+    folder = job.folder / "references"
+    voices, reasons = _snapshot(asked, settings, folder)
+    if reasons:
+        raise JobRejected(reasons)
+    files.sync_all([folder / one.file for references in voices.values() for one in references], [folder])
+    # In this order: as long as job.json is not what was asked last, all of this is done again.
+    files.write_atomically(job.folder / "about.json", about_job(job.name, voices))
+    files.write_atomically(job.folder / "job.json", document)
+    log.info("what is redone was submitted again meanwhile; the redo is of that", job=job.job_id)
+    job.job, job.voices, job.lost = asked, voices, None
+    job.segments = Segments(asked, [LiveSegment(segment) for segment in asked.segments])
+    job.ignored = list(asked.ignored)
 
 
 def _check_corpus(job: Job, settings: Settings) -> list[Reason]:

@@ -27,10 +27,11 @@ from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.footprint import result_bytes
+from daemon.core.job import JobRejected
 from daemon.ended_jobs import EndedJob, EndedJobs
 from daemon.hooks import Hooks
 from daemon.inbox import Inbox
-from daemon.intake import give_keys
+from daemon.intake import give_keys, renew
 from daemon.live_job import EngineIdentity, LiveJob
 from daemon.mounts import Mounts
 from daemon.narration import Narration
@@ -38,7 +39,7 @@ from daemon.outbox import OutboxConflict
 from daemon.output_files import write_results
 from daemon.pool import Pool
 from daemon.recorder import Recorder
-from daemon.redo import look_back
+from daemon.redo import earlier_manifest, keep_earlier, look_back, put_aside
 from daemon.report import job_report
 from daemon.reuse import Published, ReuseIndex
 from daemon.store import Delivery
@@ -193,11 +194,12 @@ class JobRun:
 
         Raises:
             OutboxConflict: the job's folder can't be had.
+            JobRejected: it is a redo of what can't be redone.
             Stumbled: the job could not even be failed in order.
         """
         try:
             await self._run()
-        except OutboxConflict:
+        except (OutboxConflict, JobRejected):
             raise
         except Exception as error:
             log.exception("the daemon stumbled over a job; it fails, the others go on", job=self.job.job_id)
@@ -217,7 +219,7 @@ class JobRun:
             for step in (self._fail_what_waits, self._publish_the_rest, self._finish):
                 try:
                     await step()
-                except OutboxConflict:
+                except (OutboxConflict, JobRejected):
                     raise
                 except Exception:
                     log.exception("a job that has failed can't be put in order", job=self.job.job_id)
@@ -225,7 +227,7 @@ class JobRun:
             if not self.job.ended:
                 await self._finish(plainly=True)
             await self._remove_traces()
-        except OutboxConflict:
+        except (OutboxConflict, JobRejected):
             raise
         except Exception as error:
             raise Stumbled(message) from error
@@ -239,7 +241,7 @@ class JobRun:
         try:
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
             self.job.started_at = self.job.started_at or self._now()
-        except OutboxConflict:
+        except (OutboxConflict, JobRejected):
             raise
         except Exception as error:
             log.exception("a job that has failed has no folder", job=self.job.job_id)
@@ -267,6 +269,9 @@ class JobRun:
     async def _run(self) -> None:
         job = self.job
         if not job.ended:
+            if job.job.redo is not None and not job.taken:
+                await self._insist("reading what is redone", lambda: self._in_outbox(self._read_what_is_redone))
+                self.result_bytes = result_bytes(job.job)
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
             if not job.taken:
                 job.taken, job.started_at = True, max(time.time(), job.received_at)
@@ -280,18 +285,36 @@ class JobRun:
         await self._start(await self._know_engine())
         await self._publish_until_all_ended()
 
+    def _read_what_is_redone(self) -> None:
+        """Runs in a thread, before anything is changed in the outbox."""
+        mounts, paths = self._jobs.mounts, self._jobs.settings.paths
+        try:
+            renew(self.job, self._jobs.settings)
+            earlier_manifest(paths.outbox / self.job.job_id, self.job)
+        except JobRejected:
+            # With a share, all that is on it is gone: that is no fault of the job's.
+            mounts.check(paths.inbox)
+            mounts.check(paths.outbox)
+            raise
+
     async def _take(self) -> Path:
         folder = self._jobs.settings.paths.outbox
 
-        def take() -> tuple[Path, tuple[int, int] | None]:
+        def take() -> tuple[Path, tuple[int, int] | None] | int:
             self._check_mounted()
+            number = outbox.number_aside(folder / self.job.job_id, self.job)
+            if number is not None and number != self.job.aside:
+                return number  # which is to be remembered before the manifest is moved
             taken = outbox.take(folder, self.job)
             identity = _identity(folder)
             # It may have gone away meanwhile, and what was made lies where nobody will see it.
             self._check_mounted()
             return taken, identity
 
-        taken, self._outbox = await self._in_outbox(take)
+        while isinstance(done := await self._in_outbox(take), int):
+            self.job.aside = done
+            await self._recorder.record(self.job, {"t": "aside", "n": done})
+        taken, self._outbox = done
         return taken
 
     async def _know_engine(self) -> EngineIdentity | None:
@@ -307,14 +330,14 @@ class JobRun:
 
     async def _start(self, engine: EngineIdentity | None) -> None:
         job, jobs = self.job, self._jobs
+        if job.job.redo is not None:
+            await self._insist("looking back at the earlier takes", self._look_back)
         # What was finished before a restart is published first: should a file be missing, it is spoken again.
         self._check_stored = True
         await self._publish_the_rest()
         self._check_stored = False
         if job.lost is not None:
             raise JobFailed("reference_lost", job.lost)
-        if job.job.redo is not None:
-            await self._insist("looking back at the earlier takes", self._look_back)
         known: Mapping[str, Published] = {}
         if engine is not None:
             workers = jobs.workers_of(job)
@@ -341,7 +364,12 @@ class JobRun:
         return self._reuse.look_up({live.key for live in waiting if live.key})
 
     async def _look_back(self) -> None:
-        await self._in_outbox(lambda: look_back(self._folder, self.job))
+        try:
+            await self._in_outbox(lambda: look_back(self._folder, self.job))
+        except JobRejected:
+            give_back = partial(outbox.give_back, self._folder, self.job)
+            await self._insist("giving back the earlier manifest", lambda: self._in_outbox(give_back))
+            raise
 
     def _note_ignored(self, names: tuple[str, ...]) -> None:
         engine = self._jobs.settings.engine.name
@@ -420,6 +448,7 @@ class JobRun:
         else:
             await self._insist_on_all(
                 ("looking at what was published", self._look_for_lost),
+                ("keeping what was not redone", lambda: keep_earlier(self._folder, job)),
                 ("writing the results", self._write_results),
                 ("writing the report", self._write_last_look),
                 ("writing the manifest", self._write_manifest),
@@ -546,7 +575,7 @@ class JobRun:
         nothing."""
         self._reported = True
         try:
-            files.write_atomically(
+            outbox.put(
                 self._folder / job_report.FILE_NAME,
                 job_report.build(self.job, time.time()),
                 durable=self.job.ended_at is not None,
@@ -666,6 +695,8 @@ def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: Reus
     earlier run of the daemon has stored them, so that they may have been damaged since."""
     lost: list[int] = []
     fresh: list[Published] = []
+    if job.job.redo is not None:
+        put_aside(folder, job, positions)
     for position in positions:
         stored = job.stored_file(position)
         if check and os.path.lexists(stored) and not files.holds(stored, job.segments[position].sha256):

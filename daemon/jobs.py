@@ -27,7 +27,7 @@ from daemon import files
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.core import Core
-from daemon.core.job import Reason
+from daemon.core.job import JobRejected, Reason
 from daemon.core.job_id import fold_job_id
 from daemon.core.job_settings import LARGEST_SEED
 from daemon.embeddings.job_run import EmbeddingsRun
@@ -141,6 +141,11 @@ class Jobs:
         first = self._lines.get(folded, [])[:1]  # it may become empty while we look
         return first[0].job_id if first else None
 
+    def latest(self, job_id: str) -> Path | None:
+        """The folder of the last job of this id that is not over. Safe to call from a thread, as ``live_id``."""
+        last = self._lines.get(fold_job_id(job_id), [])[-1:]
+        return last[0].folder if last else None
+
     def line(self, job_id: str) -> list[LiveJob]:
         """The jobs of this id, whatever its case: the one that runs, then those that wait for it."""
         return list(self._lines.get(fold_job_id(job_id), ()))
@@ -187,10 +192,11 @@ class Jobs:
             job.note = None
         try:
             await run.run()
-        except OutboxConflict as error:
+        except (OutboxConflict, JobRejected) as error:
+            conflict = (Reason("$.job_id", "outbox_conflict", str(error)),)
             claim = Claim(job.token, self.inbox.claimed / job.token / job.name, job.received_at)
-            await self.reject(claim, (Reason("$.job_id", "outbox_conflict", str(error)),), job.job_id)
-            job.closed = True
+            await self.reject(claim, error.reasons if isinstance(error, JobRejected) else conflict, job.job_id)
+            job.close()
             await anyio.to_thread.run_sync(files.remove_tree, job.folder)
         except Stumbled as error:
             await self._give_up(job, str(error))

@@ -29,6 +29,8 @@ log = structlog.get_logger("dubd.job")
 
 OUT_FILE = "out"
 START, STOP = b"start\n", b"stop\n"
+REQUEST_FILE = "request.json"
+"""The request to redo that a job was made of."""
 
 MOST_STATE_BYTES = 1 << 30
 """What a file of a job's folder in state/ holds at most; a larger one is none of ours."""
@@ -97,6 +99,8 @@ class LiveSegment:
     """It is redone: a recording that is known already is not what is wanted."""
     history: tuple[dict[str, Any], ...] = ()
     """Its earlier takes, the oldest first, as the manifest tells them."""
+    missed: dict[str, Any] | None = None
+    """What came of a try to redo it of which nothing has come, so that it is what it was before."""
 
     @property
     def duration_s(self) -> float | None:
@@ -168,6 +172,10 @@ class LiveJob:
     cancelled: bool = False
     taken: bool = False
     """Its outbox folder has been made, and an earlier manifest moved aside."""
+    aside: int | None = None
+    """The N of the manifest.N.json that was moved aside when it was taken, if one was."""
+    earlier: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What the earlier manifest tells of the segments that are redone, by position (see redo.look_back)."""
     ended: bool = False
     """Its manifest is in the outbox; only its traces are left to remove."""
     stopped: bool = False
@@ -272,11 +280,13 @@ class LiveJob:
 
     def status(self) -> JobStatus:
         """How the job ended, once every segment has: done when none failed, failed when none is ok. A cancel that came
-        too late to stop anything has cancelled nothing."""
+        too late to stop anything has cancelled nothing. A redo of which nothing has come counts by how it ended, though
+        the earlier take is there."""
         counts = self.counts()
-        if counts["cancelled"]:
+        missed = {segment.missed["status"] for segment in self.segments if segment.missed is not None}
+        if counts["cancelled"] or "cancelled" in missed:
             return "cancelled"
-        if counts["failed"] == 0:
+        if counts["failed"] == 0 and not missed:
             return "done"
         return "partial" if counts["ok"] else "failed"
 
@@ -415,6 +425,8 @@ class LiveJob:
         kind = record["t"]
         if kind == "taken":
             self.taken, self.started_at = True, record["at"]
+        elif kind == "aside":
+            self.aside = record["n"]
         elif kind == "cancel":
             self.cancelled = True
         elif kind == "end":
@@ -479,13 +491,30 @@ def build_folder(
     voices: dict[str, tuple[VoiceReference, ...]],
     staged: Path,
     settle: Callable[[], None] = lambda: None,
+    request: bytes | None = None,
 ) -> Path:
     """Make the accepted job's folder out of ``staged``, a hidden folder that already holds ``references/``; durable
     when this returns. All that is in it is synced at once, and what ``settle`` does is done along with it: it waits for
-    the disk as well."""
+    the disk as well. ``request``: what was dropped, where that was a request to redo."""
     files.make_unsynced_folder(staged / "segments")
     files.write_unsynced(staged / "job.json", document)
-    about = {
+    files.write_unsynced(staged / "about.json", about_job(name, voices))
+    written = [staged / "job.json", staged / "about.json"]
+    if request is not None:
+        files.write_unsynced(staged / REQUEST_FILE, request)
+        written.append(staged / REQUEST_FILE)
+    references = staged / "references"
+    folders = (references, staged / "segments", staged)
+    files.sync_all([*references.iterdir(), *written], folders, [settle])
+    folder = state_jobs / token
+    files.rename(staged, folder)
+    files.fsync_folder(state_jobs)
+    return folder
+
+
+def about_job(name: str, voices: dict[str, tuple[VoiceReference, ...]]) -> bytes:
+    """What about.json says of a job: the name of its file, its references by content."""
+    told = {
         "name": name,
         "voices": {
             speaker: [
@@ -495,11 +524,4 @@ def build_folder(
             for speaker, references in voices.items()
         },
     }
-    files.write_unsynced(staged / "about.json", json.dumps(about, ensure_ascii=True).encode("ascii"))
-    references = staged / "references"
-    folders = (references, staged / "segments", staged)
-    files.sync_all([*references.iterdir(), staged / "job.json", staged / "about.json"], folders, [settle])
-    folder = state_jobs / token
-    files.rename(staged, folder)
-    files.fsync_folder(state_jobs)
-    return folder
+    return json.dumps(told, ensure_ascii=True).encode("ascii")

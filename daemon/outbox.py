@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,12 +20,21 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from daemon import files, results
 from daemon.live_job import LiveJob, LiveSegment
 
+log = structlog.get_logger("dubd.outbox")
+
 SCHEMA = 1
 
+LONGEST_JOB_S = 366 * 86_400.0
+"""A manifest that tells of a longer job is none of ours."""
+
 _HEAD_BYTES = 1 << 16
+_EARLIER_NAME = re.compile(r"manifest\.([1-9][0-9]{0,14})\.json")
+_EARLIER = re.compile(rb'\n "earlier": ([0-9]{1,15}),\n')
 _TIMINGS = re.compile(
     rb'"received_at": ([0-9]{1,12}\.[0-9]{1,3}),\s+"started_at": [0-9.]+,\s+"ended_at": ([0-9]{1,12}\.[0-9]{1,3})'
 )
@@ -59,19 +69,69 @@ def take(outbox: Path, job: LiveJob) -> Path:
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
     files.remove_leftovers(folder)
-    manifest = folder / "manifest.json"
-    if not job.taken and os.path.lexists(manifest):
+    number = number_aside(folder, job)
+    if number is not None:
+        job.aside = number
         results.forget_mark(folder)
-        number = 1
-        while True:
-            try:
-                files.rename_new(manifest, folder / f"manifest.{number}.json")
-                break
-            except FileExistsError:
-                number += 1
+        files.rename_new(folder / "manifest.json", folder / f"manifest.{number}.json")
+    make_way(folder / "job.json")
     files.copy(job.folder / "job.json", folder / "job.json")
     files.sync_all([], [folder, outbox])
     return folder
+
+
+def number_aside(folder: Path, job: LiveJob) -> int | None:
+    """The N of the manifest.N.json that the manifest there becomes when this job is taken; None where there is none, or
+    the job was taken. It is greater than any that is seen, or that the manifest remembers, so that it says which came
+    after which; and remains the same when a crash comes before the manifest has moved."""
+    if job.taken or not os.path.lexists(folder / "manifest.json"):
+        return None
+    if job.aside is not None and not os.path.lexists(folder / f"manifest.{job.aside}.json"):
+        return job.aside
+    remembered = _EARLIER.search(results.manifest_head(folder, _HEAD_BYTES))
+    return max([*earlier_numbers(folder), int(remembered[1]) if remembered else 0]) + 1
+
+
+def earlier_numbers(folder: Path) -> list[int]:
+    """The numbers of the manifest.N.json there, whatever they are."""
+    return [int(found[1]) for name in os.listdir(folder) if (found := _EARLIER_NAME.fullmatch(name))]
+
+
+def give_back(folder: Path, job: LiveJob) -> None:
+    """The job is not to be: the manifest that was moved aside for it is the last one again.
+
+    Raises:
+        OSError: the outbox failed; call again.
+    """
+    if job.aside is not None:
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            files.rename_new(folder / f"manifest.{job.aside}.json", folder / "manifest.json")
+            files.fsync_folder(folder)
+
+
+def make_way(path: Path, *, folder: bool = False) -> None:
+    """What lies at a place of ours and is no file (no ``folder``), as others may have put it there, gets another name
+    beside it, so that it is neither followed nor waited for nor lost.
+
+    Raises:
+        OSError: it lies there still.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode):
+        return
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.odd.{number}")
+        try:
+            files.rename_new(path, aside)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            return
+        log.warning("something in the place of a file of ours was put aside", path=str(path), now=aside.name)
+        return
 
 
 class TakenNames:
@@ -114,8 +174,10 @@ def publish(folder: Path, job: LiveJob, position: int) -> None:
         OSError: it is not there yet; call again.
         FileNotFoundError: the stored file is gone: moved before a crash, or lost.
     """
+    place = folder / published_name(job, position)
+    make_way(place)
     try:
-        files.move(job.stored_file(position), folder / published_name(job, position))
+        files.move(job.stored_file(position), place)
     except FileNotFoundError:
         if not folder.is_dir():
             raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
@@ -130,7 +192,13 @@ def as_json(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    files.write_atomically(path, as_json(value), durable=durable)
+    put(path, as_json(value), durable=durable)
+
+
+def put(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file in a job's folder, whatever lies there."""
+    make_way(path)
+    files.write_atomically(path, data, durable=durable)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
@@ -142,7 +210,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     else:
         # Whoever has marked the earlier one as read has not seen this one.
         results.forget_mark(folder)
-        files.write_atomically(folder / "manifest.json", data)
+        put(folder / "manifest.json", data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -154,7 +222,7 @@ def told_end(folder: Path, received_at: float) -> float | None:
     if found is None or float(found[1]) != round(received_at, 3):
         return None
     # Not held against the clock of now, which somebody may have set back since.
-    return float(found[2]) if float(found[2]) >= round(received_at, 3) else None
+    return float(found[2]) if 0 <= float(found[2]) - round(received_at, 3) <= LONGEST_JOB_S else None
 
 
 def manifest(job: LiveJob) -> dict[str, Any]:
@@ -184,6 +252,7 @@ def manifest(job: LiveJob) -> dict[str, Any]:
             "audio_s": round(audio_s, 3),
             "xrt": round(audio_s / wall_s, 2) if wall_s > 0 else None,
         },
+        **({} if job.aside is None else {"earlier": job.aside}),
         "ignored": job.ignored,
         "segments": [manifest_segment(job, position) for position in range(len(job.segments))],
     }
@@ -221,6 +290,8 @@ def manifest_segment(job: LiveJob, position: int) -> dict[str, Any]:
         entry["flaws"] = list(live.flaws)
     if len(live.seeds) > 1:
         entry["seeds"] = list(live.seeds)
+    if live.missed is not None:
+        entry["missed"] = live.missed
     if live.history:
         entry["history"] = list(live.history)
     return entry

@@ -26,7 +26,7 @@ from daemon import files
 from daemon.config import Paths
 from daemon.live_job import LiveJob
 from daemon.mapped_paths import is_windows_path, path_here, path_there
-from daemon.outbox import published_name
+from daemon.outbox import published_name, put
 
 _MANIFEST = re.compile(r"manifest\.(\d{1,9})\.json")
 _SHA256 = re.compile(rb'"sha256": ?"([0-9a-f]{64})"')
@@ -74,7 +74,7 @@ def write_results(folder: Path, job: LiveJob, paths: Paths) -> None:
             number = speakers[speaker].numeric
             by_speaker.append({"speaker_id": int(speaker) if number else speaker, "npy_file": name})
     line = json.dumps(by_speaker if job.job.results == "encode" else by_index, ensure_ascii=False)
-    files.write_atomically(folder / "results.json", line.encode("utf-8", "backslashreplace") + b"\n")
+    put(folder / "results.json", line.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _here(asked: str, mapped: Mapping[str, Path]) -> str:

@@ -334,6 +334,7 @@ class Reception:
                         self._jobs.live_id,
                         self._jobs.taken_names,
                         partial(self._inbox.settle, claim),
+                        self._jobs.latest,
                         abandon_on_cancel=True,
                     )
             except OSError as error:

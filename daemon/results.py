@@ -33,7 +33,6 @@ manifest that is meant, in hex."""
 _MOST_OF_A_MARK = 256
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _TEMPORARY = r"\.[0-9a-f]+-[0-9a-f]{12}\.part"
 _LITTER = r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini"
@@ -73,7 +72,8 @@ def mark_as_read(folder: Path) -> None:
     Raises:
         OSError: there is none, or the mark can't be written.
     """
-    sha256 = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    with _regular_file(folder / "manifest.json") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     files.write_atomically(folder / READ_MARK, f"{sha256}\n".encode("ascii"))
 
 
@@ -99,7 +99,8 @@ def has_been_read(folder: Path) -> bool:
     if not os.path.lexists(folder / READ_MARK):
         return False
     try:
-        return is_read(folder, hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest())
+        with _regular_file(folder / "manifest.json") as file:
+            return is_read(folder, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
         return False
 
@@ -231,11 +232,11 @@ def _sha256(folder: int, name: str) -> str | None:
 @contextlib.contextmanager
 def _regular_file(path: Path | str, within: int | None = None) -> Iterator[BufferedReader]:
     """Open for reading. Raises OSError, FileNotFoundError too when it is no regular file."""
-    descriptor = os.open(path, _FILE, dir_fd=within)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            yield file
-    finally:
-        os.close(descriptor)
+        descriptor = files.open_regular(path, within)
+    except OSError as error:
+        if error.errno in files.NOT_REGULAR:
+            raise FileNotFoundError(errno.ENOENT, "no regular file", str(path)) from error
+        raise
+    with open(descriptor, "rb") as file:
+        yield file

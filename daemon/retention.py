@@ -26,6 +26,7 @@ from daemon import files, results
 from daemon.config import Retention as Rules
 from daemon.config import Settings
 from daemon.ended_jobs import EndedJob, EndedJobs
+from daemon.mounts import Mounts
 from daemon.reuse import ReuseIndex
 
 log = structlog.get_logger("dubd.retention")
@@ -76,6 +77,7 @@ class Host(Protocol):
     settings: Settings
     ended: EndedJobs
     reuse: ReuseIndex
+    mounts: Mounts
 
     def clearing(self, job_id: str) -> AbstractContextManager[bool]:
         """While results of this job_id are removed, no job of that id starts. False: one is at work."""
@@ -143,7 +145,7 @@ class Retention:
             nonlocal survey
             results.clear_leftovers(outbox, self._host_id)
             survey = survey_outbox(host.ended, outbox, rules, time.time(), until)
-            self._looked_up = prune(host.reuse, self._looked_up, until)
+            self._looked_up = prune(host.reuse, self._looked_up, until, self._outbox_there(outbox))
 
         try:
             await self._in_thread("outbox", look)
@@ -162,6 +164,15 @@ class Retention:
         else:
             host.warn("retention", None)
         return survey.more
+
+    def _outbox_there(self, outbox: Path) -> Path | None:
+        """The outbox, if it is known to be no share that is away: something is in it."""
+        try:
+            self._host.mounts.check(outbox)
+            with os.scandir(outbox) as entries:
+                return next((outbox for entry in entries if not entry.name.startswith(".")), None)
+        except OSError:
+            return None
 
     async def _remove(self, due: Due) -> int:
         """The bytes that this has freed."""
@@ -250,11 +261,12 @@ def _weigh(index: EndedJobs, rows: list[EndedJob], survey: Survey, until: float)
     return weighed
 
 
-def prune(reuse: ReuseIndex, after: str, until: float) -> str:
+def prune(reuse: ReuseIndex, after: str, until: float, there: Path | None = None) -> str:
     """Forget known WAVs that are gone, from the key ``after`` on; where to go on the next time. An outbox of which
-    nothing at all is there is a share that is away, and nothing of it is forgotten."""
+    nothing at all is there may be a share that is away, and nothing of it is forgotten, unless it is the one that is
+    ``there`` for sure: readers may have moved all of it away."""
     missing: dict[Path, list[tuple[str, str]]] = {}
-    seen: set[Path] = set()
+    seen: set[Path] = {there} if there is not None else set()
     looked_up = 0
     while time.monotonic() < until and looked_up < LOOKED_UP_AT_ONCE:
         places = reuse.places(after)

@@ -17,6 +17,7 @@ from daemon import files, results
 from daemon.config import Retention as Rules
 from daemon.config import Settings
 from daemon.ended_jobs import EndedJob, EndedJobs
+from daemon.mounts import Mounts
 from daemon.retention import DAY_S, Retention, prune, survey_outbox, tidy_state
 from daemon.reuse import Published, ReuseIndex
 from tests.shell import settings_in
@@ -35,6 +36,7 @@ class Place:
         self.outbox = self.settings.paths.outbox
         self.ended = EndedJobs(self.settings.paths.state / "ended.sqlite3")
         self.reuse = ReuseIndex(self.settings.paths.state / "reuse.sqlite3")
+        self.mounts = Mounts(self.settings.paths.state)
         self.live: set[str] = set()
         self.warnings: dict[str, str] = {}
 
@@ -218,6 +220,17 @@ def test_a_share_that_is_away_is_forgotten_nothing_of(place: Place) -> None:
     assert [ended.job_id for ended in place.ended.in_outbox(place.outbox)] == ["two"]
     prune(place.reuse, "", FOREVER)
     assert set(place.reuse.look_up(["key0", "key1"])) == {"key1"}
+
+
+def test_wavs_that_readers_have_moved_away_are_forgotten(place: Place) -> None:
+    """All of them, as soon as anything at all is in the outbox: the index does not grow for ever."""
+    wavs = [Published(f"key{n}", place.outbox / f"gone{n}" / "segment_0000.wav", "s", 1, 1, 1, False) for n in range(9)]
+    place.reuse.record(wavs, at=0.0)
+    place.round()
+    assert len(place.reuse.look_up([wav.key for wav in wavs])) == 9
+    (place.outbox / "another").mkdir()
+    place.round()
+    assert not place.reuse.look_up([wav.key for wav in wavs])
 
 
 def test_a_round_ends_in_time(place: Place) -> None:

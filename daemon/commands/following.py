@@ -64,6 +64,12 @@ class Awaited:
         """The same, with what is known after the drop: the name in the inbox, the file's own time, what was asked."""
         return replace(self, file=file, dropped_at=dropped_at, document=document)
 
+    def is_asked(self, job: Document) -> bool:
+        """Whether this job.json is what was dropped; of a request to redo, the part that it gives."""
+        if self.document.keys() == {"job_id", "redo"}:
+            return all(job.get(name) == value for name, value in self.document.items())
+        return job == self.document
+
 
 def awaited(settings: Settings, job: Job) -> Awaited:
     """To be made before the job is dropped."""
@@ -172,7 +178,7 @@ class Followed:
             mark = identity(path)
             if mark is None or mark in self.awaited.earlier:
                 continue
-            if path.name == "manifest.json" and asked is not None and asked != self.awaited.document:
+            if path.name == "manifest.json" and asked is not None and not self.awaited.is_asked(asked):
                 continue
             document = read_document(path)
             if document is None:
@@ -401,7 +407,15 @@ def summary(job: Followed) -> list[str]:
         # What was spoken before took no time now.
         pace = f", {xrt:.1f} xRT" if xrt is not None and not count(counts, "cached") else ""
         lines.append(f"  {duration(audio_s)} of audio in {duration(wall_s)}{pace}")
-    failed = [segment for segment in rows(job.manifest, "segments") if word(segment, "status") == "failed"]
+    segments = rows(job.manifest, "segments")
+    for segment in [segment for segment in segments if table(segment, "missed")][:MOST_FAILURES]:
+        missed = table(segment, "missed")
+        error = table(missed, "error")
+        why = f": {plain(word(error, 'code'))}: {plain(word(error, 'message'))}" if error else ""
+        lines.append(
+            f"  segment {plain(segment.get('index'))} stays as it was; redoing it: {plain(word(missed, 'status'))}{why}"
+        )
+    failed = [segment for segment in segments if word(segment, "status") == "failed"]
     for segment in failed[:MOST_FAILURES]:
         error = table(segment, "error")
         who = f"segment {plain(segment.get('index'))} ({plain(word(segment, 'speaker'))})"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon import results
-from daemon.commands.reading import Document, number, read_document, rows, table, word
+from daemon.commands.reading import Document, number, read_document, read_head, rows, table, word
 
 if TYPE_CHECKING:
     from daemon.config import Settings
@@ -34,7 +34,7 @@ class Listed:
         return self.state in ("done", "partial", "failed", "cancelled", "rejected")
 
     def as_document(self) -> Document:
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def list_jobs(settings: Settings, status: Document | None) -> list[Listed]:
@@ -54,7 +54,7 @@ def waiting(inbox: Path) -> list[Listed]:
     found = []
     for file in _files(inbox, ".json"):
         try:
-            received_at = file.stat().st_mtime
+            received_at = file.lstat().st_mtime
         except OSError:
             continue
         job_id = word(read_document(file), "job_id") or file.stem
@@ -75,7 +75,7 @@ def _held(job: Document, outbox: Path) -> Listed:
 
 
 def _in_outbox(folder: Path) -> Listed | None:
-    manifest = read_document(folder / "manifest.json")
+    manifest = read_head(folder / "manifest.json")
     if manifest is not None:
         timings = table(manifest, "timings")
         return Listed(

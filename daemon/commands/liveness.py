@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from daemon import files
 from daemon.commands.invocation import CommandFailed, ExitCode
 from daemon.commands.reading import Document, identity, number, read_document, word
 
@@ -26,6 +27,9 @@ STATUS_SECONDS = 5.0
 
 STALE_SECONDS = 300.0
 """A status.json whose file time is older than this by our clock is not waited for: no two clocks differ by so much."""
+
+MOST_OF_A_NAME = 4096
+"""Bytes of a daemon's name."""
 
 Lock = Literal["held", "free", "unknown"]
 
@@ -94,7 +98,7 @@ def no_daemon_message(settings: Settings, reason: str, purpose: str = "") -> str
 def probe_lock(path: Path) -> Lock:
     """Whether a daemon holds the lock file. Asks for a shared lock and gives it back at once."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = files.open_regular(path)
     except FileNotFoundError:
         return "free"
     except OSError:
@@ -111,7 +115,7 @@ def probe_lock(path: Path) -> Lock:
 
 def _host_id(state: Path) -> str | None:
     try:
-        return (state / "host_id").read_text(encoding="utf-8").strip()
+        return files.read_regular(state / "host_id", MOST_OF_A_NAME).decode().strip()
     except (OSError, ValueError):
         return None
 

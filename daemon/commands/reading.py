@@ -7,6 +7,7 @@ as an object is None, and whatever is not of the expected kind is as good as abs
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,48 @@ from daemon import files
 
 Document = dict[str, Any]
 
-MOST_BYTES = 256 << 20
-"""Of a document that is read: far more than a manifest of as many segments as a job may have."""
+LARGEST_DOCUMENT = 128 << 20
+"""Bytes; what is larger is none of the daemon's files."""
+
+_LARGEST_NUMBER = 1e18
+
+_HEAD_BYTES = 1 << 14
+_LIST_BEGINS = (b'\n "segments": [\n', b'\n "speakers": [\n')
+_LIST_ENDS = b"\n ]\n}\n"
 
 
 def read_document(path: Path) -> Document | None:
     """The JSON object in the file; None when there is none, or nothing that can be read as one."""
     try:
-        document = json.loads(files.read_regular(path, MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return _parse(files.read_regular(path, LARGEST_DOCUMENT))
+    except OSError:
+        return None
+
+
+def read_head(path: Path) -> Document | None:
+    """As ``read_document``, of a manifest, without its list of segments or speakers where that comes last in it, as the
+    daemon writes it: with many jobs, they are nearly all there is to read."""
+    try:
+        descriptor = files.open_regular(path)
+        try:
+            size = os.fstat(descriptor).st_size
+            head = os.pread(descriptor, _HEAD_BYTES, 0)
+            tail = os.pread(descriptor, len(_LIST_ENDS), max(size - len(_LIST_ENDS), 0))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    begin = min((at for mark in _LIST_BEGINS if (at := head.find(mark)) >= 0), default=-1)
+    # One space less or more, and it is somebody else's; no text of JSON holds a line feed.
+    if tail != _LIST_ENDS or begin < 0:
+        return read_document(path)
+    return _parse(head[:begin].rstrip(b",") + b"}")
+
+
+def _parse(content: bytes) -> Document | None:
+    try:
+        document = json.loads(content, parse_constant=lambda literal: None)
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 
@@ -50,7 +84,9 @@ def rows(document: Document | None, key: str) -> list[Document]:
 
 def number(document: Document | None, key: str) -> float | None:
     value = (document or {}).get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < _LARGEST_NUMBER else None
 
 
 def count(document: Document | None, key: str) -> int:

@@ -10,8 +10,9 @@ from daemon.commands import liveness
 from daemon.commands.dropping import drop_document
 from daemon.commands.following import Followed, awaited, follow, told_when_interrupted
 from daemon.commands.invocation import CommandFailed, ExitCode, Invocation
-from daemon.commands.reading import count, read_document, rows, word
+from daemon.commands.reading import LARGEST_DOCUMENT, count, read_document, rows, word
 from daemon.commands.showing import nearest, plain, plural
+from daemon.files import read_regular
 
 if TYPE_CHECKING:
     from daemon.config import Settings
@@ -50,7 +51,7 @@ def prepare(settings: Settings, job_id: str, segments: str, seed: str | None) ->
 
     folder = settings.paths.outbox / job_id
     try:
-        asked = (folder / "job.json").read_bytes()
+        asked = read_regular(folder / "job.json", LARGEST_DOCUMENT)
     except (OSError, ValueError) as error:
         known = [path.parent.name for path in settings.paths.outbox.glob("*/job.json")]
         message = f"there is no job {plain(job_id)} in {settings.paths.outbox}.{nearest(job_id, known)}"
@@ -110,6 +111,8 @@ def drop(settings: Settings, request: RedoRequest, job: Job, document: bytes, dr
     before = awaited(settings, job)
 
     def note(file: Path, at: float) -> None:
-        dropped.append(Followed(before.dropped_as(file, at, json.loads(document))))
+        # The rest of the job is what was submitted last when its turn comes.
+        asked = {name: json.loads(document)[name] for name in ("job_id", "redo")}
+        dropped.append(Followed(before.dropped_as(file, at, asked)))
 
     drop_document(settings.paths.inbox, f"{request.job_id}.redo", lambda name: data, note)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.commands import liveness
 from daemon.commands.invocation import ExitCode, Invocation, complain
-from daemon.commands.reading import Document, count, number, read_document, rows, table, word
+from daemon.commands.reading import LARGEST_DOCUMENT, Document, count, number, read_document, rows, table, word
 from daemon.commands.showing import console, duration, moment, plain, plural, size
+from daemon.files import read_regular
 from daemon.report.advice import advice
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def execute(invocation: Invocation, *, watch: bool, as_json: bool) -> int:
         complain(f"the daemon lives but has not written {settings.paths.status} yet; try again in a moment")
         return ExitCode.FAILED
     if as_json:
-        sys.stdout.write(settings.paths.status.read_text(encoding="utf-8"))
+        sys.stdout.write(read_regular(settings.paths.status, LARGEST_DOCUMENT).decode())
     else:
         terminal = console()
         terminal.print(view(sight.status, width=terminal.width if terminal.is_terminal else None))

@@ -145,7 +145,7 @@ def _find(settings: Settings, job: str) -> tuple[Path, Document]:
     elif given.is_dir():
         file = given / "manifest.json"
     elif given.is_file():
-        file = given
+        file = given.resolve()
     else:
         known = [path.parent.name for path in outbox.glob("*/manifest.json")]
         message = f"there is no job {plain(job)} in {plain(outbox)}, and no such folder.{nearest(job, known)}"

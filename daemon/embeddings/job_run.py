@@ -9,7 +9,6 @@ Several such jobs share the processes; those of a higher priority come before th
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -402,11 +401,12 @@ def _publish(folder: Path, job: LiveEmbeddings, names: list[Name], form: str) ->
         target = folder / result_name(name, form)
         speaker = job.speakers[name]
         try:
-            files.make_folder(target.parent)
+            _make_folders(folder, target.parent)
+            outbox.make_way(target)
             files.move(job.stored_result(Speaker(*name, 0), form), target)
             touched.add(target.parent)
         except FileNotFoundError:
-            if not _is_there(target, speaker.sha256):
+            if not files.holds(target, speaker.sha256):
                 failed = LiveSpeaker("failed", code="file_lost", message="its file is gone; submit the job again")
                 job.put(name, failed)
                 continue
@@ -421,13 +421,15 @@ def _publish(folder: Path, job: LiveEmbeddings, names: list[Name], form: str) ->
         files.fsync_folder(place)
 
 
-def _is_there(path: Path, sha256: str | None) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    with open(descriptor, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+def _make_folders(folder: Path, wanted: Path) -> None:
+    """Make the folder ``wanted``, below the job's, with no link on the way to it: nothing leaves the outbox.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    for parent in reversed([wanted, *wanted.parents][: len(wanted.relative_to(folder).parts)]):
+        outbox.make_way(parent, folder=True)
+    os.close(files.open_folder(wanted, folder, make=True))
 
 
 def _unread(corpus: Corpus) -> tuple[str, str] | None:

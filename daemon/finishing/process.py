@@ -17,13 +17,13 @@ import os
 import queue
 import resource
 import signal
-import stat
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
+from daemon import files
 from workers.protocol import FrameDecoder, Message, ProtocolError, encode_frame
 
 READ_BYTES = 1 << 16
@@ -39,6 +39,8 @@ MEMORY_BYTES = 6 << 30
 MAX_FILE_BYTES = 1 << 30
 MESSAGE_CHARACTERS = 1000
 FILE_MODE = 0o664
+
+_NO_WAV = f"the worker's file is not a regular file of at most {MAX_FILE_BYTES} bytes"
 
 
 class _Refused(Exception):
@@ -130,13 +132,15 @@ def _samples(message: Message) -> tuple[Any, int]:
     import soundfile
 
     try:
-        descriptor = os.open(message["path"], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = files.open_regular(message["path"])
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise _Refused("bad_audio", _NO_WAV) from error
         raise _Refused("no_audio", f"the worker said it had written the audio, but: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise _Refused("bad_audio", f"the worker's file is not a regular file of at most {MAX_FILE_BYTES} bytes")
+        if status.st_size > MAX_FILE_BYTES:
+            raise _Refused("bad_audio", _NO_WAV)
         try:
             # By its descriptor: for a Python object libsndfile needs memory that is both writable and executable.
             with soundfile.SoundFile(descriptor, closefd=False) as wav:

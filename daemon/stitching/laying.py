@@ -118,8 +118,7 @@ class _Reader:
         segment = one.segment
         try:
             if segment.sample_rate == self._form.sample_rate:
-                samples, _ = soundfile.read(str(segment.file), start=start, stop=end, dtype="float64", always_2d=True)
-                return self._fitted(samples, end - start)
+                return self._fitted(_samples(segment.file, start, end), end - start)
             whole = self._held.pop(segment.index, None)
             if whole is None:
                 whole = self._resampled(one)
@@ -132,7 +131,7 @@ class _Reader:
     def _resampled(self, one: Placed) -> NDArray[np.float64]:
         import soxr
 
-        samples, _ = soundfile.read(str(one.segment.file), dtype="float64", always_2d=True)
+        samples = _samples(one.segment.file, 0, one.segment.frames)
         resampled = soxr.resample(samples, one.segment.sample_rate, self._form.sample_rate, quality="VHQ")
         return self._fitted(resampled, one.frames)
 
@@ -143,6 +142,17 @@ class _Reader:
         fitted = np.zeros((frames, self._channels))
         fitted[: min(frames, len(samples))] = samples[:frames]
         return fitted * self._form.gain
+
+
+def _samples(file: Path, start: int, end: int) -> NDArray[np.float64]:
+    """Raises OSError, SoundFileError: it can't be read."""
+    with (
+        open(files.open_regular(file), "rb") as stream,
+        soundfile.SoundFile(stream.fileno(), closefd=False) as wav,
+    ):
+        wav.seek(min(start, wav.frames))
+        samples: NDArray[np.float64] = wav.read(end - start, dtype="float64", always_2d=True)
+        return samples
 
 
 def by_speaker(placed: Sequence[Placed], speakers: Sequence[str]) -> dict[str, list[Placed]]:

@@ -7,6 +7,7 @@ and in samples of the track as soon as its rate is known: a segment starts at th
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,14 @@ from typing import Any
 
 import soundfile
 
+from daemon import files
 from daemon.core.job import Job, JobRejected, Limits
 from daemon.core.job_parser import parse_job
 
 HUGE = 2**31 - 1
+
+LARGEST_JOB = 256 << 20
+"""Bytes of a job.json that is read."""
 
 ANY_JOB = Limits(job_bytes=HUGE, segments=HUGE, text_characters=HUGE, references_per_speaker=HUGE, reference_bytes=HUGE)
 """The daemon has accepted the job, by whatever limits it had then."""
@@ -119,7 +124,7 @@ def read_result(manifest: Any, folder: Path, *, verify: bool) -> Result:
 
 def _read_job(folder: Path) -> Job:
     try:
-        return parse_job((folder / "job.json").read_bytes(), stem=folder.name, limits=ANY_JOB)
+        return parse_job(files.read_regular(folder / "job.json", LARGEST_JOB), stem=folder.name, limits=ANY_JOB)
     except OSError as error:
         why = error.strerror or str(error)
         raise NotLaid(f"{folder / 'job.json'}, which says when each line is due, can't be read: {why}") from error
@@ -150,16 +155,17 @@ def _look_into(file: Path, sha256: str | None) -> Any:
         ValueError: it is not there, no recording, or not the one that was spoken.
     """
     try:
-        with file.open("rb") as stream:
+        with open(files.open_regular(file), "rb") as stream:
             if sha256 is not None and hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise ValueError(f"{file.name} has been changed since it was spoken (--no-verify lays it all the same)")
             stream.seek(0)
-            return soundfile.info(str(file))
+            with soundfile.SoundFile(stream.fileno(), closefd=False) as wav:
+                return wav
     except FileNotFoundError as error:
         raise ValueError(f"{file.name} is not there") from error
     except OSError as error:
         raise ValueError(f"{file.name} can't be read: {error.strerror or error}") from error
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, RuntimeError) as error:
         raise ValueError(f"{file.name} is no recording that can be decoded") from error
 
 
@@ -203,13 +209,20 @@ def overlaps(placed: Sequence[Placed], most: int) -> tuple[list[Overlap], int]:
     """The pairs that are heard at the same time, in order, the first ``most`` of them; and how many there are."""
     found: list[Overlap] = []
     count = 0
+    ends: list[int] = []
+    """Of those that are going on, the first to end before the others."""
     going_on: list[Placed] = []
     for one in placed:
-        going_on = [other for other in going_on if other.end > one.start]
-        count += len(going_on)
-        shown = going_on[: most - len(found)]
-        found.extend(Overlap(other, one, min(other.end, one.end) - one.start) for other in shown)
+        while ends and ends[0] <= one.start:
+            heapq.heappop(ends)
+        count += len(ends)
+        if len(found) < most:
+            # All that are left are told, so that each is looked at no more often than that, and once when it has ended.
+            going_on = [other for other in going_on if other.end > one.start]
+            shown = going_on[: most - len(found)]
+            found.extend(Overlap(other, one, min(other.end, one.end) - one.start) for other in shown)
         if one.frames:
+            heapq.heappush(ends, one.end)
             going_on.append(one)
     return found, count
 

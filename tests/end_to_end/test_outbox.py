@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -73,14 +74,22 @@ def test_a_job_folder_that_somebody_removes(make: Make) -> None:
     assert all((dubd.outbox / "film" / s["file"]).exists() for s in manifest["segments"] if s["file"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_job_folder_that_is_removed_before_its_manifest(make: Make) -> None:
     """What was in it is told as lost, however far the job had come; nothing names a file that is not there."""
     dubd = make().start()
     middle(dubd)
-    (dubd.outbox / "film" / "manifest.json").mkdir()
-    dubd.open_gate()
-    wait_for(lambda: "writing the manifest" in (trouble(dubd) or ""), "the note")
-    (dubd.outbox / "film").rename(dubd.folder / "removed")
+    # What is mounted can't be moved out of the way, as everything else could.
+    blocked = dubd.outbox / "film" / "manifest.json"
+    blocked.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(blocked)], check=True)
+    try:
+        dubd.open_gate()
+        wait_for(lambda: "writing the manifest" in (trouble(dubd) or ""), "the note")
+        (dubd.outbox / "film").rename(dubd.folder / "removed")
+    finally:
+        moved = dubd.folder / "removed" / "manifest.json"
+        subprocess.run(["umount", str(moved if moved.exists() else blocked)], check=True)
     manifest = dubd.manifest("film")
     assert {s["error"]["code"] for s in manifest["segments"]} == {"file_lost"}
     assert [s["file"] for s in manifest["segments"]] == [None] * 8
@@ -88,19 +97,19 @@ def test_a_job_folder_that_is_removed_before_its_manifest(make: Make) -> None:
 
 
 def test_a_folder_that_lies_where_a_file_is_to_go(make: Make) -> None:
-    """The job says which, and goes on once it is away; the daemon and other jobs take no notice."""
+    """It gets another name beside the file, and is not lost; the job ends, whenever it was put there."""
     dubd = make().start()
     middle(dubd)
-    blocked = dubd.outbox / "film" / "segment_0004.wav"
-    blocked.mkdir()
+    for name in ("segment_0004.wav", "manifest.json", "report.html", "progress.json"):
+        with contextlib.suppress(FileNotFoundError):
+            (dubd.outbox / "film" / name).unlink()
+        (dubd.outbox / "film" / name).mkdir()
+        (dubd.outbox / "film" / name / "mine").write_text("kept")
     dubd.open_gate()
-    wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note")
-    wait_for(lambda: len(dubd.ok_in_journal()) == 8, "the end of the speaking")
-    dubd.kill()
-    dubd.start()
-    wait_for(lambda: str(blocked) in (trouble(dubd) or ""), "the note again")
-    blocked.rmdir()
+    wait_for(lambda: (dubd.outbox / "film" / "manifest.json").is_file(), "the manifest")
     done(dubd)
+    for name in ("segment_0004.wav", "manifest.json"):
+        assert (dubd.outbox / "film" / f"{name}.odd.1" / "mine").read_text() == "kept"
 
 
 NO_FLOORS = {"disk__state_free_gb": 0.0, "disk__outbox_free_gb": 0.0, "disk__inbox_free_gb": 0.0}
