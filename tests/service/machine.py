@@ -151,7 +151,17 @@ class Machine:
         words = ["sh", "-c", f'umask {umask}; cd {cwd}; exec "$@"', "sh", *map(str, command)]
         if user != "root":
             words = ["runuser", "-u", user, "--", *words]
-        words = ["nsenter", "--target", str(self._init), "--all", "--", "timeout", "--kill-after=5", str(timeout), *words]
+        words = [
+            "nsenter",
+            "--target",
+            str(self._init),
+            "--all",
+            "--",
+            "timeout",
+            "--kill-after=5",
+            str(timeout),
+            *words,
+        ]
         return subprocess.run(
             words, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout + 30
         )  # fmt: skip
