@@ -24,16 +24,23 @@ LOCK = "requirements/light.txt"
 def commit_of(base: str) -> str | None:
     """The whole name of a commit, if this clone has it."""
     found = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # fmt: skip
+        ["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return found.stdout.strip() or None
 
 
 def copy_checkout(to: Path) -> None:
     """The checkout as it is, uncommitted changes too."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )  # fmt: skip
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +85,7 @@ def run(base: str) -> Table:
         table.check("watchdog", service.watchdog)
         table.check("reload", service.reload)
         table.check("stop: drained", service.stop)
+        table.check("stop: a drain over TimeoutStopSec", service.long_drain)
         table.check("make install over a running service", service.installed_again)
         table.check("log", service.clean_log)
         table.check("make uninstall", service.uninstalls)

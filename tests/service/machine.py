@@ -163,8 +163,15 @@ class Machine:
             *words,
         ]
         return subprocess.run(
-            words, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout + 30
-        )  # fmt: skip
+            words,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=timeout + 30,
+        )
 
     def said(self, *command: str | Path, user: str = "root", timeout: float = COMMAND_S) -> str:
         """What a command says that has to succeed."""
