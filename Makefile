@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo run bench test lint types ci browser reliability format screenshots translations light full ray clean \
-        install install-environment install-files uninstall
+.PHONY: help demo run bench test lint types ci browser reliability service-test format screenshots translations light full \
+        ray clean install install-environment install-files restart-if-active uninstall
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 
@@ -49,7 +49,7 @@ endef
 help: ## show this
 	@echo "dubd clones voices in bulk. To see it work:  make demo"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: light ## speak the sample job with the draft engine, in a folder of its own
 	@$(VENV)/bin/dubd demo $(ARGS)
@@ -90,6 +90,16 @@ browser: ## Debian's Chromium, which the tests of the pages and the screenshots 
 
 reliability: light ray ## attack every promise of docs/reliability.md, to a table (ARGS="--only wire", ARGS=--short)
 	@$(IN_VENV) -m tests.reliability $(ARGS)
+
+# The machine is cached in ~/.cache/dubd-service-test; see tests/service.
+service-test: light ## install, attack and upgrade the service in a container with a systemd of its own; as root (ARGS=BASE to upgrade from)
+	@if ! command -v debootstrap >/dev/null || ! command -v systemd-nspawn >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; apt="apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
+		{ timeout 60 $$apt update && \
+		timeout 240 $$apt install -y --no-install-recommends debootstrap systemd-container; } >/dev/null 2>&1 || \
+		{ echo "The container's tools could not be installed; as root: apt-get install debootstrap systemd-container"; \
+		exit 1; }; fi
+	@$(IN_VENV) -m tests.service $(ARGS)
 
 format: light ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix --exit-zero .
@@ -151,13 +161,29 @@ FISH ?=
 # RAY=1: with Ray, for pool.backend = "ray".
 RAY ?=
 
-install: install-environment install-files ## install as a service, as root (FISH=1: with torch and fish-speech, RAY=1: with Ray)
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+# Whether there is a service manager to tell.
+WITH_SYSTEMD := [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
+
+install: install-environment install-files restart-if-active ## install or upgrade the service, as root (FISH=1: with torch and fish-speech, RAY=1: with Ray)
+
+# A service that runs drains and goes on with the new version; systemd waits until it is ready.
+restart-if-active:
+	@if $(WITH_SYSTEMD); then \
 		systemd-sysusers dubd.conf && systemd-tmpfiles --create dubd.conf && systemctl daemon-reload; fi
-	@echo "Installed. Next: look through $(DESTDIR)/etc/dubd/config.toml, then"
-	@echo "  sudo -u dubd dubd doctor --config /etc/dubd/config.toml"
-	@echo "  sudo systemctl enable --now dubd"
-	@echo "  sudo usermod -aG dubd SOMEONE_WHO_DROPS_JOBS"
+	@state=; if $(WITH_SYSTEMD); then state=$$(systemctl show --property ActiveState --value dubd); fi; \
+	case "$$state" in active|activating|reloading) \
+		echo "Installed. dubd runs: restarting it, once the segments that have begun have ended ..."; \
+		systemctl try-restart dubd || { \
+			echo "The new version did not start. What is wrong, and what the configuration lacks, say:"; \
+			echo "  journalctl -u dubd -n 20"; \
+			echo "  sudo -u dubd dubd doctor --config /etc/dubd/config.toml"; exit 1; }; \
+		echo "Restarted: dubd $$($(INSTALLED) -c 'import daemon; print(daemon.__version__)') goes on where it was.";; \
+	*) \
+		echo "Installed. Next: look through $(DESTDIR)/etc/dubd/config.toml, then"; \
+		echo "  sudo -u dubd dubd doctor --config /etc/dubd/config.toml"; \
+		echo "  sudo systemctl enable --now dubd"; \
+		echo "  sudo usermod -aG dubd SOMEONE_WHO_DROPS_JOBS";; \
+	esac
 
 install-environment:
 	@$(call need_python,$(SERVICE_PYTHON))
@@ -185,14 +211,31 @@ install-environment:
 		grep -rlI "$(HOME_OF_DUBD)" $(HOME_OF_DUBD)/bin $(HOME_OF_DUBD)/pyvenv.cfg | \
 			xargs -r sed -i "s|$(HOME_OF_DUBD)|$(PREFIX)|g"; fi
 
+# The keys of a config.toml, given or switched off, one "table.key" a line.
+CONFIG_KEYS = awk '/^\[/ {gsub(/[][ ]/, ""); table = $$0} /^\#?[a-z_0-9]+ *=/ {gsub(/^\#| *=.*/, ""); print table "." $$0}'
+DOCS := $(HOME_OF_DUBD)/share/doc/dubd
+CONFIG := $(DESTDIR)/etc/dubd/config.toml
+
+# The config.toml of the version that was installed before tells which keys are new; one that had none kept beside its
+# README is told by the keys of the person's own.
 install-files:
-	@install -D -m 644 README.md $(HOME_OF_DUBD)/share/doc/dubd/README.md
-	@install -D -m 644 LICENSE $(HOME_OF_DUBD)/share/doc/dubd/LICENSE
+	@if [ -e $(CONFIG) ]; then \
+		before=$(CONFIG); if [ -e $(DOCS)/config.toml ]; then before=$(DOCS)/config.toml; fi; \
+		echo "kept $(CONFIG) as it is"; \
+		new=$$($(CONFIG_KEYS) config.toml | while read -r key; do \
+			$(CONFIG_KEYS) $$before | grep -qxF "$$key" || echo "  $$key"; done); \
+		if [ -n "$$new" ]; then echo "keys that it does not have yet, each with its default ($(DOCS)/config.toml):"; \
+			echo "$$new"; fi; \
+	else install -D -m 644 config.toml $(CONFIG) && \
+		sed -i 's|^#root = .*|root = "/var/lib/dubd"|' $(CONFIG); fi
+	@rm -rf $(DOCS)
+	@install -d $(DOCS)/docs/pictures $(DOCS)/examples
+	@install -m 644 README.md README.zh.md CHANGELOG.md LICENSE config.toml $(DOCS)
+	@install -m 644 docs/*.md $(DOCS)/docs
+	@install -m 644 docs/pictures/* $(DOCS)/docs/pictures
+	@cp examples/* $(DOCS)/examples && chmod -R a+rX,go-w $(DOCS)
 	@install -d $(DESTDIR)/usr/local/bin
 	@ln -sfn $(PREFIX)/bin/dubd $(DESTDIR)/usr/local/bin/dubd
-	@if [ -e $(DESTDIR)/etc/dubd/config.toml ]; then echo "kept $(DESTDIR)/etc/dubd/config.toml as it is"; else \
-		install -D -m 644 config.toml $(DESTDIR)/etc/dubd/config.toml && \
-		sed -i 's|^#root = .*|root = "/var/lib/dubd"|' $(DESTDIR)/etc/dubd/config.toml; fi
 	@install -D -m 644 systemd/dubd.service $(DESTDIR)/etc/systemd/system/dubd.service
 	@sed -i 's|/opt/dubd|$(PREFIX)|g' $(DESTDIR)/etc/systemd/system/dubd.service
 	@if [ -n "$(RAY)" ]; then install -D -m 644 systemd/cluster.conf \
@@ -202,10 +245,10 @@ install-files:
 
 uninstall: ## take the service away; what it made and its config.toml stay
 	@[ "$(notdir $(PREFIX))" = dubd ] || { echo "PREFIX is dubd's own folder; its name must be dubd"; exit 1; }
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now dubd 2>/dev/null || true; fi
+	@if $(WITH_SYSTEMD); then systemctl disable --now dubd 2>/dev/null || true; fi
 	@rm -rf $(HOME_OF_DUBD)
 	@rm -f $(DESTDIR)/etc/systemd/system/dubd.service.d/cluster.conf
 	@rm -f $(DESTDIR)/usr/local/bin/dubd $(DESTDIR)/etc/systemd/system/dubd.service \
 		$(DESTDIR)/etc/sysusers.d/dubd.conf $(DESTDIR)/etc/tmpfiles.d/dubd.conf
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@if $(WITH_SYSTEMD); then systemctl daemon-reload; fi
 	@echo "Gone. Kept: $(DESTDIR)/etc/dubd, $(DESTDIR)/var/lib/dubd and the user dubd; remove them by hand if you like."

@@ -50,9 +50,13 @@ class Notifier:
         """The daemon lives; to be said every ``watchdog_interval()``."""
         self._send("WATCHDOG=1")
 
-    def stopping(self, status: str = "") -> None:
-        """The daemon has begun to stop."""
-        self._send("STOPPING=1", *_status_line(status))
+    def stopping(self, status: str = "", within_s: float = 0.0) -> None:
+        """The daemon has begun to stop, and asks for so many seconds, should the manager's own patience be shorter."""
+        self._send("STOPPING=1", *_more_time(within_s), *_status_line(status))
+
+    def starting(self, within_s: float) -> None:
+        """Start-up goes on, and asks for so many seconds from now until it is ready or asks again."""
+        self._send(*_more_time(within_s))
 
     def _send(self, *lines: str) -> None:
         if not self.listened_to or not lines:
@@ -85,6 +89,11 @@ def watchdog_interval(environ: Mapping[str, str] | None = None, pid: int | None 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def _more_time(seconds: float) -> tuple[str, ...]:
+    """The manager only ever lengthens its own patience by this."""
+    return (f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}",) if seconds else ()
 
 
 def _status_line(status: str) -> tuple[str, ...]:

@@ -58,6 +58,9 @@ OLD_LEFTOVERS_S = 3600.0
 HOOKS_GRACE_S = 5.0
 """How long hooks that run, or wait for their turn, may hold up the daemon's end."""
 
+STOP_MARGIN_S = 20.0
+"""For what is left to do when all has drained: notes in the journals, the workers' end, the last status."""
+
 SHORTAGE_S = 30.0
 """How long a start waits for what the machine lacks until it is given up."""
 SHORTAGE_PAUSE_S = 0.5
@@ -148,6 +151,7 @@ class Daemon:
                     reload = True
 
             recovering.start_soon(listen)
+            recovering.start_soon(self._ask_for_time)
             await self._recover()
             await self.jobs.room.look()
             recovering.cancel_scope.cancel()
@@ -183,7 +187,8 @@ class Daemon:
         self.state = "draining"
         self.jobs.draining = True
         self.reception.open = False
-        self._notifier.stopping("finishing the segments that have begun")
+        within = self.settings.service.drain_seconds + self.settings.worker.stop_grace_s + HOOKS_GRACE_S + STOP_MARGIN_S
+        self._notifier.stopping("finishing the segments that have begun", within)
         self.pool.apply(events.DispatchPaused(anyio.current_time()))
         self.pool.recall_unbegun()
         self._status.wake()
@@ -328,6 +333,12 @@ class Daemon:
 
     def _status_line(self) -> str:
         return f"{len(self.jobs.runs)} jobs, {self.pool.spoken} segments spoken"
+
+    async def _ask_for_time(self) -> None:
+        """While what an earlier run has left is taken up, which may take longer than the manager would wait."""
+        while True:
+            self._notifier.starting(3 * STATUS_TO_MANAGER_S)
+            await anyio.sleep(STATUS_TO_MANAGER_S)
 
     async def _keep_watchdog(self) -> None:
         """From the event loop itself: one that hangs is not to be kept alive."""

@@ -40,6 +40,10 @@ def test_each_word_of_the_protocol(manager: tuple[socket.socket, Notifier]) -> N
     assert heard(receiver) == ["WATCHDOG=1"]
     notifier.stopping("draining")
     assert heard(receiver) == ["STOPPING=1", "STATUS=draining"]
+    notifier.stopping("draining", 95.5)
+    assert heard(receiver) == ["STOPPING=1", "EXTEND_TIMEOUT_USEC=95500000", "STATUS=draining"]
+    notifier.starting(30)
+    assert heard(receiver) == ["EXTEND_TIMEOUT_USEC=30000000"]
 
 
 def test_reloading_carries_the_time(manager: tuple[socket.socket, Notifier]) -> None:

@@ -118,6 +118,46 @@ def test_installing_again_keeps_the_configuration(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [config]
 
 
+def test_new_keys_are_told(tmp_path: Path) -> None:
+    """An upgrade says which keys came since the version before, whatever the person's own file has and lacks; without
+    that version's file, those that the person's own lacks; and nothing where there are none."""
+    tool("make")
+    config = tmp_path / "etc" / "dubd" / "config.toml"
+    shipped = tmp_path / "opt" / "dubd" / "share" / "doc" / "dubd" / "config.toml"
+    first = run("make", "install-files", f"DESTDIR={tmp_path}")
+    assert "does not have yet" not in first.stdout
+
+    def told() -> list[str]:
+        said = run("make", "install-files", f"DESTDIR={tmp_path}").stdout
+        return re.findall(r"^  (\S+)$", said, re.MULTILINE)
+
+    config.write_text('[pool]\nworkers = 3\n[engine]\nname = "draft"\n', encoding="utf-8")
+    assert told() == []
+    text = shipped.read_text(encoding="utf-8")
+    older = text.replace("#on_done = []\n", "").replace("#workers = 0\n", "")
+    # A key of this name stands in two tables.
+    older = older[::-1].replace("#timeout_s = 60.0\n"[::-1], "", 1)[::-1]
+    shipped.write_text(older, encoding="utf-8")
+    assert told() == ["pool.workers", "hooks.on_done", "hooks.timeout_s"]
+    assert shipped.read_text(encoding="utf-8") == text
+    shipped.unlink()
+    every = told()
+    assert {"paths.root", "pool.mode", "hooks.on_done"} <= set(every)
+    assert not {"pool.workers", "engine.name"} & set(every)
+
+
+def test_installed_pages_lead_somewhere(installed: Path) -> None:
+    """Every page, picture and example that an installed page leads to is installed beside it."""
+    folder = installed / "opt" / "dubd" / "share" / "doc" / "dubd"
+    links = [
+        (page, link)
+        for page in folder.rglob("*.md")
+        for link in re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 20
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
 def test_prefix_is_followed(tmp_path: Path) -> None:
     """Another PREFIX is what the unit starts; one that is not dubd's own folder is refused before it is removed."""
     tool("make")

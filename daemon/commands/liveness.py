@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
 import time
 from dataclasses import dataclass
@@ -77,12 +78,40 @@ def require(settings: Settings, *, purpose: str = "") -> Sight:
     """The live daemon.
 
     Raises:
-        CommandFailed: there is none; says how to start one. ``purpose`` adds what was not done for that reason.
+        CommandFailed: there is none, or its folder is closed to who asks; says how to start one, or to be let in.
+            ``purpose`` adds what was not done for that reason.
     """
+    if (folder := _closed_to_us(settings.paths.status)) is not None:
+        raise CommandFailed(_closed_message(folder, purpose), ExitCode.NO_DAEMON)
     sight = look(settings)
     if sight.live:
         return sight
     raise CommandFailed(no_daemon_message(settings, sight.reason, purpose), ExitCode.NO_DAEMON)
+
+
+def _closed_to_us(path: Path) -> Path | None:
+    """The folder on the way to ``path`` that this user may not look into, if there is one."""
+    try:
+        path.stat()
+    except PermissionError:
+        return next(folder for folder in path.parents if not os.access(folder, os.X_OK) and os.path.lexists(folder))
+    except OSError:
+        return None
+    return None
+
+
+def _closed_message(folder: Path, purpose: str) -> str:
+    gid = folder.stat().st_gid
+    try:
+        group = grp.getgrgid(gid).gr_name
+    except KeyError:
+        group = str(gid)
+    lines = [
+        f"you may not look into {folder}, which is open to the group {group}: whether a daemon runs can't be told.",
+        *([purpose] if purpose else []),
+        f"To be let in: 'sudo usermod -aG {group} YOUR_NAME', then log in again.",
+    ]
+    return "\n".join(lines)
 
 
 def no_daemon_message(settings: Settings, reason: str, purpose: str = "") -> str:
