@@ -22,6 +22,7 @@ from typing import Any
 from daemon import files, results
 from daemon.live_job import LiveJob, LiveSegment
 from daemon.mapped_paths import is_windows_path, path_here, path_there
+from daemon.ownership import Alone, Holder, TakenOver
 
 SCHEMA = 1
 
@@ -44,11 +45,15 @@ def published_name(job: LiveJob, position: int) -> str:
     return f"segment_{job.segments[position].segment.index:04d}{job.suffix}"
 
 
-def take(outbox: Path, job: LiveJob) -> Path:
-    """Make the job's folder, move an earlier manifest aside, write what was asked.
+ALONE = Alone()
+
+
+def take(outbox: Path, job: LiveJob, holder: Holder = ALONE) -> Path:
+    """Make the job's folder and own it, move an earlier manifest aside, write what was asked.
 
     Raises:
         OutboxConflict: something else has that name.
+        ownership.Owned, ownership.TakenOver: another daemon works in it.
     """
     folder = outbox / job.job_id
     files.make_folder(outbox)
@@ -59,19 +64,29 @@ def take(outbox: Path, job: LiveJob) -> Path:
             raise OutboxConflict(
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
+    owned = holder.take(job.taken)
     files.remove_leftovers(folder)
     manifest = folder / "manifest.json"
     if not job.taken and os.path.lexists(manifest):
+        holder.check()
         results.forget_mark(folder)
         number = 1
         while True:
+            aside = folder / f"manifest.{number}.json"
             try:
-                files.rename_new(manifest, folder / f"manifest.{number}.json")
+                files.rename_new(manifest, aside)
                 break
             except FileExistsError:
                 number += 1
-    files.copy(job.folder / "job.json", folder / "job.json")
-    files.sync_all([], [folder, outbox])
+        try:
+            holder.check()
+        except TakenOver:
+            # It was that of whoever owns the folder now.
+            with contextlib.suppress(FileExistsError):
+                files.rename_new(aside, manifest)
+            raise
+    files.copy(job.folder / "job.json", folder / "job.json", holder.check)
+    files.sync_all([] if owned is None else [owned], [folder, outbox, *([] if owned is None else [owned.parent])])
     return folder
 
 
@@ -108,15 +123,15 @@ class TakenNames:
             alike.append(job_id)
 
 
-def publish(folder: Path, job: LiveJob, position: int) -> None:
-    """Move a finished file into the job's folder; the caller syncs that, once for many.
+def publish(folder: Path, job: LiveJob, position: int, holder: Holder = ALONE) -> None:
+    """Put a finished file into the job's folder; the caller syncs that, once for many, and then removes the stored one.
 
     Raises:
         OSError: it is not there yet; call again.
         FileNotFoundError: the stored file is gone: moved before a crash, or lost.
     """
     try:
-        files.move(job.stored_file(position), folder / published_name(job, position))
+        files.publish(job.stored_file(position), folder / published_name(job, position), folder, holder.check)
     except FileNotFoundError:
         if not folder.is_dir():
             raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
@@ -130,20 +145,37 @@ def as_json(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    files.write_atomically(path, as_json(value), durable=durable)
+def write_json(path: Path, value: Any, *, durable: bool = True, holder: Holder = ALONE) -> None:
+    files.write_atomically(path, as_json(value), durable=durable, check=holder.check)
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
+def write_overtaken(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The manifest of a job whose folder was taken over, as if it had ended before that; where it is."""
+    data = as_json(manifest)
+    number = 1
+    while True:
+        path = folder / f"manifest.{number}.json"
+        if files.holds(path, hashlib.sha256(data).hexdigest()):
+            return path
+        try:
+            files.write_new(path, data)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], holder: Holder = ALONE) -> str:
     """The sha256 of its bytes, in hex. The same one that an earlier life of the daemon has written stays, with the mark
     of who has read it since."""
     data = as_json(manifest)
     if results.manifest_head(folder, len(data) + 1) == data:
+        holder.check()
         files.fsync_folder(folder)
     else:
         # Whoever has marked the earlier one as read has not seen this one.
         results.forget_mark(folder)
-        files.write_atomically(folder / "manifest.json", data)
+        files.write_atomically(folder / "manifest.json", data, check=holder.check)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from daemon import files
 from daemon.ended_jobs import EndedJob
+from daemon.ownership import Hold, Owned
 
 READ_MARK = "manifest.read"
 """A file of this name beside a manifest says that the manifest has been read. It is empty, or holds the sha256 of the
@@ -46,11 +47,12 @@ _NAMES: dict[str, re.Pattern[str]] = {
     ),
     "takes": re.compile(rf"segment_\d{{4,}}\.\d+\.(wav|npy)|{_TEMPORARY}|{_LITTER}"),
     "speakers": re.compile(_LITTER),
+    ".owner": re.compile(rf"\d+|{_TEMPORARY}|{_LITTER}"),
     "speakers/*": re.compile(rf".+\.(pkl|npz)|{_TEMPORARY}|{_LITTER}"),
 }
 """The names of files that a job's folder may hold, by the folder inside it."""
 
-_FOLDERS = {"": ("takes", "speakers"), "speakers": ("*",)}
+_FOLDERS = {"": ("takes", "speakers", ".owner"), "speakers": ("*",)}
 """The folders inside it."""
 
 
@@ -126,7 +128,7 @@ def weigh(ended: EndedJob) -> int:
         return 0
 
 
-def remove(ended: EndedJob, host_id: str) -> int:
+def remove(ended: EndedJob, host_id: str, holder: Hold | None = None) -> int:
     """Remove the job's folder; the bytes that this has freed. Crashed half-way, ``clear_leftovers`` does the rest.
 
     Raises:
@@ -139,10 +141,23 @@ def remove(ended: EndedJob, host_id: str) -> int:
             raise LeftAlone("has another manifest than the one that this daemon has written")
         if not is_read(ended.folder, ended.manifest_sha256):
             raise LeftAlone(f"has not been read: there is no {READ_MARK}")
+        if holder is not None:
+            try:
+                holder.take(began=False)
+                tree = _look_through(folder)
+                if _sha256(folder, "manifest.json") != ended.manifest_sha256:
+                    raise LeftAlone("has another manifest by now")
+            except Owned as owned:
+                raise LeftAlone(f"is at work: {owned}") from owned
+            except BaseException:
+                holder.release()
+                raise
         hidden = ended.folder.parent / f".{host_id}-{time.time_ns():x}.gone"
         files.rename_new(ended.folder, hidden)
         if not os.path.samestat(os.fstat(folder), os.lstat(hidden)):
             files.rename_new(hidden, ended.folder)
+            if holder is not None:
+                holder.release()
             raise LeftAlone("was replaced while it was looked at")
         try:
             _take_apart(folder, tree)
@@ -152,6 +167,8 @@ def remove(ended: EndedJob, host_id: str) -> int:
                 raise
             # Somebody has put a file there at the last moment, and is to find it again.
             files.rename_new(hidden, ended.folder)
+            if holder is not None:
+                holder.release()
         return tree.bytes
 
 
