@@ -115,7 +115,7 @@ class JobRun:
         self._dispatched_at: float | None = None
         self._last_progress = 0.0
         self._folder = Path()
-        self._hold = Hold(jobs.settings.paths.outbox / job.job_id, job.token, jobs.neighbours)
+        self._hold = Hold(job.job_id, job.token, jobs.neighbours)
         self._outbox: tuple[int, int] | None = None
         """Which folder the outbox was when the job's folder was made in it (device and inode)."""
         self._check_stored = False
@@ -736,7 +736,7 @@ def _publish_batch(
     earlier run of the daemon has stored them, so that they may have been damaged since."""
     lost: list[int] = []
     fresh: list[Published] = []
-    published: list[Path] = []
+    published: list[int] = []
     for position in positions:
         stored = job.stored_file(position)
         if check and os.path.lexists(stored) and not files.holds(stored, job.segments[position].sha256):
@@ -744,7 +744,7 @@ def _publish_batch(
             files.discard(stored)
         try:
             outbox.publish(folder, job, position, hold)
-            published.append(stored)
+            published.append(position)
         except FileNotFoundError:
             if not files.holds(folder / outbox.published_name(job, position), job.segments[position].sha256):
                 lost.append(position)
@@ -759,8 +759,6 @@ def _publish_batch(
                     finishing=live.finishing,
                 )
             )
-    files.fsync_folder(folder)
-    for stored in published:
-        files.remove(stored)
+    outbox.settle(folder, job, published)
     reuse.record(fresh, at=time.time())
     return lost

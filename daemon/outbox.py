@@ -64,7 +64,7 @@ def take(outbox: Path, job: LiveJob, holder: Holder = ALONE) -> Path:
             raise OutboxConflict(
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
-    owned = holder.take(job.taken)
+    holder.take(job.taken)
     files.remove_leftovers(folder)
     manifest = folder / "manifest.json"
     if not job.taken and os.path.lexists(manifest):
@@ -86,7 +86,7 @@ def take(outbox: Path, job: LiveJob, holder: Holder = ALONE) -> Path:
                 files.rename_new(aside, manifest)
             raise
     files.copy(job.folder / "job.json", folder / "job.json", holder.check)
-    files.sync_all([] if owned is None else [owned], [folder, outbox, *([] if owned is None else [owned.parent])])
+    files.sync_all([], [folder, outbox])
     return folder
 
 
@@ -124,7 +124,7 @@ class TakenNames:
 
 
 def publish(folder: Path, job: LiveJob, position: int, holder: Holder = ALONE) -> None:
-    """Put a finished file into the job's folder; the caller syncs that, once for many, and then removes the stored one.
+    """Put a finished file into the job's folder; ``settle`` makes that last, once for many.
 
     Raises:
         OSError: it is not there yet; call again.
@@ -137,6 +137,17 @@ def publish(folder: Path, job: LiveJob, position: int, holder: Holder = ALONE) -
             raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
         raise
     job.segments[position].published = True
+
+
+def settle(folder: Path, job: LiveJob, positions: Iterable[int]) -> None:
+    """Make what was published last; only then the stored files go.
+
+    Raises:
+        OSError: they are still there.
+    """
+    files.fsync_folder(folder)
+    for position in positions:
+        files.remove(job.stored_file(position))
 
 
 def as_json(value: Any) -> bytes:

@@ -1,17 +1,21 @@
 """Whose a job's folder in the outbox is, where several daemons share an inbox and an outbox.
 
 Shares have no locks that can be relied on; what every one of them does in one step is to create a name that is not
-there yet. So a folder's owners are numbered files in its hidden folder ``.owner``: the one with the highest number
-counts. It names the daemon (its HOST-ID) and the job (its claim) that own the folder, or is empty: the folder is free.
+there yet. So the owners of ``JOB_ID`` are numbered files in ``.daemons/owned/JOB_ID`` in the outbox: the one with the
+highest number counts. It names the daemon (its HOST-ID) and the job (its claim) that own the folder. Where there is
+none, or it is empty, the folder is free.
 
-- Whoever wants the folder, and saw that number N is free, creates N+1. Of several one succeeds.
+- Whoever wants the folder, and saw that it is free at number N (0 where there is none), creates N+1. Of several one
+  succeeds.
 - Whoever works in it looks before each change that others see (a WAV, the manifest, moving an earlier manifest or take
   aside) that its number is still the highest. What it publishes is first put into the folder under a hidden name, then
-  it looks, then it renames. Done with the job, it creates N+1, empty.
-- The newcomer waits. First to own goes first: the times in claims are those of different machines, and are not
+  it looks, then it renames. Done with the
+  job, it removes its file and the folder of it; or, where there was a takeover (its number is not 1), it creates N+1,
+  empty, so that who was taken over learns of it.
+- A newcomer waits. First to own goes first: the times in claims are those of different machines, and are not
   compared.
-- A daemon that has jobs renews its *beat*, a counter in ``.daemons/HOST-ID`` in the outbox, every BEAT_S. An owner is
-  dead when the newcomer has looked again and again for TAKEOVER_S, by its own monotonic clock and without a gap, and
+- A daemon that has jobs renews its *beat*, a counter in ``.daemons/HOST-ID``, every BEAT_S. An owner is
+  dead when a newcomer has looked again and again for TAKEOVER_S, by its own monotonic clock and without a gap, and
   that file has not changed. A share that could not be looked at, or a newcomer that stood still, begins that time anew.
 - A dead owner's folder is taken over like a free one, by creating N+1. Then the hidden names in it are removed: what
   the dead owner had put there and not renamed yet can't appear any more, should it turn out to have been asleep.
@@ -37,8 +41,8 @@ import structlog
 
 from daemon import files
 
-OWNERS = ".owner"
-BEATS = ".daemons"
+DAEMONS = ".daemons"
+OWNED = "owned"
 
 BEAT_S = 10.0
 TAKEOVER_S = 300.0
@@ -66,7 +70,7 @@ class TakenOver(Exception):
 class Holder(Protocol):
     """What a change of the folder asks first; see ``Hold``."""
 
-    def take(self, began: bool) -> Path | None: ...
+    def take(self, began: bool) -> None: ...
 
     def check(self) -> None:
         """Raises TakenOver: the folder is another daemon's now; OSError: it can't be looked at."""
@@ -75,8 +79,8 @@ class Holder(Protocol):
 class Alone:
     """A folder that nobody else works in."""
 
-    def take(self, began: bool) -> Path | None:
-        return None
+    def take(self, began: bool) -> None:
+        pass
 
     def check(self) -> None:
         pass
@@ -96,7 +100,7 @@ class Neighbours:
     def beat(self) -> None:
         """Raises OSError: it can't be written."""
         self._count += 1
-        folder = self.outbox / BEATS
+        folder = self.outbox / DAEMONS
         with contextlib.suppress(FileExistsError):
             files.make_unsynced_folder(folder)
         files.write_atomically(folder / self.host, f"{self._life} {self._count}\n".encode("ascii"), durable=False)
@@ -111,7 +115,7 @@ class Neighbours:
         if not _HOST.fullmatch(host):
             host = "unknown"
         try:
-            beat = files.read_regular(self.outbox / BEATS / host, _MOST)
+            beat = files.read_regular(self.outbox / DAEMONS / host, _MOST)
         except FileNotFoundError:
             if not self.outbox.is_dir():
                 raise
@@ -129,14 +133,19 @@ class Neighbours:
 class Hold:
     """One job's claim on its folder. Used by one thread at a time."""
 
-    def __init__(self, folder: Path, claim: str, neighbours: Neighbours) -> None:
-        self._folder = folder
+    def __init__(self, job_id: str, claim: str, neighbours: Neighbours) -> None:
+        self._folder = neighbours.outbox / job_id
+        self._owners = neighbours.outbox / DAEMONS / OWNED / job_id
         self._neighbours = neighbours
         self._me = f"{neighbours.host} {claim}"
 
-    def take(self, began: bool) -> Path:
-        """Own the folder, which exists; the file that says so, for the caller to sync with its folder. ``began``: the
-        job has owned it before, in an earlier life of the daemon.
+    @property
+    def counts(self) -> bool:
+        """Whether any daemon that asks for it has worked in this outbox."""
+        return self._owners.parent.is_dir()
+
+    def take(self, began: bool) -> None:
+        """Own the folder. ``began``: the job has owned it before, perhaps in an earlier life of the daemon.
 
         Raises:
             Owned: another daemon does, and lives as far as can be told; look again.
@@ -144,19 +153,25 @@ class Hold:
             OSError: the outbox failed.
         """
         while True:
-            with self._open(make=True) as owners:
-                number, owner = _highest(owners)
-                host = owner.partition(" ")[0]
-                if owner == self._me:
-                    return self._folder / OWNERS / str(number)
-                others = bool(number) and host != self._neighbours.host
-                if others and began:
-                    raise TakenOver(f"{self._folder} was taken over")
-                if others and owner:
-                    if self._neighbours.silent_s(host) < TAKEOVER_S:
-                        raise Owned(host, self._folder)
-                    log.warning("taking over the folder of a daemon that is gone", host=host, folder=str(self._folder))
-                self._enter(owners, number + 1)
+            self._make()
+            try:
+                with self._open() as owners:
+                    number, owner = _highest(owners)
+                    if owner == self._me:
+                        return
+                    host = owner.partition(" ")[0]
+                    others = bool(number) and host != self._neighbours.host
+                    if others and began and number > 1:
+                        raise TakenOver(f"{self._folder} was taken over")
+                    if others and owner:
+                        if self._neighbours.silent_s(host) < TAKEOVER_S:
+                            raise Owned(host, self._folder)
+                        log.warning("taking over from a daemon that is gone", host=host, folder=str(self._folder))
+                    self._enter(owners, number + 1)
+            except FileNotFoundError:
+                # Given free and cleared away at this moment; or the outbox is gone.
+                if not self._neighbours.outbox.is_dir():
+                    raise
 
     def check(self) -> None:
         try:
@@ -181,17 +196,31 @@ class Hold:
                 number, owner = _highest(owners)
                 if owner != self._me:
                     return
-                with contextlib.suppress(FileExistsError):
-                    os.close(files.create(files.held(owners) / str(number + 1)))
-                files.fsync_folder(files.held(owners))
+                if number > 1:
+                    with contextlib.suppress(FileExistsError):
+                        os.close(files.create(files.held(owners) / str(number + 1)))
+                    files.fsync_folder(files.held(owners))
                 files.remove_in(owners, str(number))
+            if number == 1:
+                with contextlib.suppress(OSError):  # somebody may have come at this moment
+                    files.remove_empty_folder(self._owners)
         except FileNotFoundError:
             if not self._neighbours.outbox.is_dir():
                 raise
 
+    def _make(self) -> None:
+        try:
+            files.make_unsynced_folder(self._owners)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            files.make_folder(self._owners.parent)
+            with contextlib.suppress(FileExistsError):
+                files.make_unsynced_folder(self._owners)
+
     @contextlib.contextmanager
-    def _open(self, *, make: bool = False) -> Iterator[int]:
-        descriptor = files.open_folder(self._folder / OWNERS, self._folder, make=make)
+    def _open(self) -> Iterator[int]:
+        descriptor = files.open_folder(self._owners, self._neighbours.outbox)
         try:
             yield descriptor
         finally:
@@ -202,6 +231,8 @@ class Hold:
         temporary = files.temporary_name(file)
         try:
             files.write_unsynced(temporary, self._me.encode("ascii"))
+            if number > 1:
+                files.fsync_file(temporary)
             files.place_new(temporary, file)
         finally:
             files.remove(temporary)

@@ -47,12 +47,11 @@ _NAMES: dict[str, re.Pattern[str]] = {
     ),
     "takes": re.compile(rf"segment_\d{{4,}}\.\d+\.(wav|npy)|{_TEMPORARY}|{_LITTER}"),
     "speakers": re.compile(_LITTER),
-    ".owner": re.compile(rf"\d+|{_TEMPORARY}|{_LITTER}"),
     "speakers/*": re.compile(rf".+\.(pkl|npz)|{_TEMPORARY}|{_LITTER}"),
 }
 """The names of files that a job's folder may hold, by the folder inside it."""
 
-_FOLDERS = {"": ("takes", "speakers", ".owner"), "speakers": ("*",)}
+_FOLDERS = {"": ("takes", "speakers"), "speakers": ("*",)}
 """The folders inside it."""
 
 
@@ -128,36 +127,36 @@ def weigh(ended: EndedJob) -> int:
         return 0
 
 
-def remove(ended: EndedJob, host_id: str, holder: Hold | None = None) -> int:
+def remove(ended: EndedJob, host_id: str, hold: Hold | None = None) -> int:
     """Remove the job's folder; the bytes that this has freed. Crashed half-way, ``clear_leftovers`` does the rest.
 
     Raises:
-        LeftAlone: it is not ours, or not only ours, or its manifest has not been read.
+        LeftAlone: it is not ours, or not only ours, or at work, or its manifest has not been read.
         OSError: the outbox failed; FileNotFoundError: the folder is gone.
     """
+    if hold is None or not hold.counts or not ended.folder.is_dir():
+        return _remove(ended, host_id)
+    try:
+        hold.take(began=False)
+    except Owned as owned:
+        raise LeftAlone(f"is at work: {owned}") from owned
+    try:
+        return _remove(ended, host_id)
+    finally:
+        hold.release()
+
+
+def _remove(ended: EndedJob, host_id: str) -> int:
     with _opened(ended.folder) as folder:
         tree = _look_through(folder)
         if _sha256(folder, "manifest.json") != ended.manifest_sha256:
             raise LeftAlone("has another manifest than the one that this daemon has written")
         if not is_read(ended.folder, ended.manifest_sha256):
             raise LeftAlone(f"has not been read: there is no {READ_MARK}")
-        if holder is not None:
-            try:
-                holder.take(began=False)
-                tree = _look_through(folder)
-                if _sha256(folder, "manifest.json") != ended.manifest_sha256:
-                    raise LeftAlone("has another manifest by now")
-            except Owned as owned:
-                raise LeftAlone(f"is at work: {owned}") from owned
-            except BaseException:
-                holder.release()
-                raise
         hidden = ended.folder.parent / f".{host_id}-{time.time_ns():x}.gone"
         files.rename_new(ended.folder, hidden)
         if not os.path.samestat(os.fstat(folder), os.lstat(hidden)):
             files.rename_new(hidden, ended.folder)
-            if holder is not None:
-                holder.release()
             raise LeftAlone("was replaced while it was looked at")
         try:
             _take_apart(folder, tree)
@@ -167,8 +166,6 @@ def remove(ended: EndedJob, host_id: str, holder: Hold | None = None) -> int:
                 raise
             # Somebody has put a file there at the last moment, and is to find it again.
             files.rename_new(hidden, ended.folder)
-            if holder is not None:
-                holder.release()
         return tree.bytes
 
 

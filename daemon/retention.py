@@ -171,7 +171,7 @@ class Retention:
         def remove() -> None:
             nonlocal freed
             neighbours = Neighbours(ended.folder.parent, self._host_id)
-            freed = results.remove(ended, self._host_id, Hold(ended.folder, "removal", neighbours))
+            freed = results.remove(ended, self._host_id, Hold(ended.folder.name, "removal", neighbours))
 
         with self._host.clearing(ended.job_id) as free:
             if not free:

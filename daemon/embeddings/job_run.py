@@ -285,9 +285,8 @@ class EmbeddingsRun(JobRun):
 
     async def _publish_some(self, names: list[Name]) -> None:
         form = job_options(self.job, self._jobs.settings).form
-        await anyio.to_thread.run_sync(
-            partial(_publish, self._folder, self._hold, self.job, names, form), abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-        )
+        publish = partial(_publish, self._folder, self._hold, self.job, names, form)
+        await anyio.to_thread.run_sync(publish, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
 
     async def _end_the_rest(self, corpus: Corpus, options: Options) -> None:
         """Name the speakers that were not computed, too: there is a row for every one."""
