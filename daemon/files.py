@@ -136,14 +136,23 @@ def temporary_name(path: Path) -> Path:
     return path.parent / f".{os.getpid():x}-{os.urandom(6).hex()}.part"
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    durable: bool = True,
+    mode: int = FILE_MODE,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Put ``data`` under ``path``, replacing what was there. Not ``durable``: still whole or not at all for every
-    reader, but a power cut may bring back the old content (for files that are rewritten every second)."""
+    reader, but a power cut may bring back the old content (for files that are rewritten every second). ``check`` is
+    called before the name changes, and what it raises leaves all as it was."""
     if _given_up:
         _remove_given_up(path.parent)
     temporary = temporary_name(path)
     try:
         _write_file(temporary, data, durable=durable, mode=mode)
+        check()
         disk.rename(temporary, path)
     except BaseException:
         _give_up(temporary)
@@ -401,9 +410,40 @@ def place_new(source: Path, target: Path) -> bool:
     return True
 
 
-def copy(source: Path, target: Path) -> str:
+def publish(source: Path, target: Path, folder: Path, check: Callable[[], None]) -> None:
+    """Have a synced file of ours under ``target`` too, replacing what is there, over file systems as well. It lies in
+    ``folder``, on ``target``'s file system, under a hidden name when ``check`` is called, and is then renamed. The
+    caller syncs ``target``'s folder, and then removes ``source``: a crash in between takes neither.
+
+    Raises:
+        FileNotFoundError: ``source`` is gone, or ``folder``.
+        OSError: anything failed on the way; what ``check`` raises. ``target`` is as it was.
+    """
+    if _same_file(source, target):
+        check()
+        return
+    temporary = temporary_name(folder / target.name)
+    try:
+        disk.link(source, temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy(source, temporary)
+    try:
+        check()
+        try:
+            disk.rename(temporary, target)
+        except FileNotFoundError as error:
+            # Somebody has cleared it away, who may own the folder by now.
+            raise OSError(errno.EIO, "what was to be published is gone", str(temporary)) from error
+    except BaseException:
+        _give_up(temporary)
+        raise
+
+
+def copy(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> str:
     """Copy a file to ``target`` under a temporary name, sync and rename it; the sha256 of what was copied, in hex.
-    The caller syncs ``target``'s folder.
+    The caller syncs ``target``'s folder. ``check``: as in ``write_atomically``.
 
     Raises:
         OSError: ``source`` is missing, no regular file, or a link; or anything failed on the way.
@@ -420,6 +460,7 @@ def copy(source: Path, target: Path) -> str:
             disk.fsync(writer)
         finally:
             os.close(writer)
+        check()
         disk.rename(temporary, target)
     except BaseException:
         _give_up(temporary)

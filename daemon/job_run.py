@@ -23,7 +23,7 @@ import anyio.from_thread
 import anyio.to_thread
 import structlog
 
-from daemon import files, outbox
+from daemon import files, outbox, ownership
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.footprint import result_bytes
@@ -37,6 +37,7 @@ from daemon.mounts import Mounts
 from daemon.narration import Narration
 from daemon.outbox import OutboxConflict
 from daemon.output_files import write_results
+from daemon.ownership import Hold, Neighbours, Owned, TakenOver
 from daemon.pool import Pool
 from daemon.recorder import Recorder
 from daemon.redo import earlier_manifest, keep_earlier, look_back, put_aside
@@ -79,6 +80,7 @@ class JobHost(Protocol):
     ended: EndedJobs
     hooks: Hooks
     mounts: Mounts
+    neighbours: Neighbours
     engine_is_known: anyio.Event
     outbox_threads: anyio.CapacityLimiter
     """Threads that may wait for the outbox at one time."""
@@ -115,6 +117,7 @@ class JobRun:
         self._dispatched_at: float | None = None
         self._last_progress = 0.0
         self._folder = Path()
+        self._hold = Hold(job.job_id, job.token, jobs.neighbours)
         self._outbox: tuple[int, int] | None = None
         """Which folder the outbox was when the job's folder was made in it (device and inode)."""
         self._check_stored = False
@@ -267,9 +270,21 @@ class JobRun:
             await self._insist("publishing", self._publish)
 
     async def _run(self) -> None:
+        overtaken = False
+        try:
+            await self._go()
+        except* TakenOver:  # from a group of tasks, too
+            overtaken = True
+        if overtaken:
+            await self._give_way()
+        await self._insist("giving the folder free", self.release)
+        await self._remove_traces()
+
+    async def _go(self) -> None:
         job = self.job
         if not job.ended:
             if job.job.redo is not None and not job.taken:
+                await self._insist("taking the job's folder in the outbox", partial(self._take, only_own=True))
                 await self._insist("reading what is redone", lambda: self._in_outbox(self._read_what_is_redone))
                 self.result_bytes = result_bytes(job.job)
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
@@ -278,7 +293,36 @@ class JobRun:
                 await self._recorder.record(job, {"t": "taken", "at": job.started_at})
             await self._work()
             await self._finish()
-        await self._remove_traces()
+
+    async def _give_way(self) -> None:
+        """Another daemon owns the folder. The job ends here, as if it had done so before that one began its own."""
+        job = self.job
+        log.warning("another daemon works on this job_id; what is left of this job is cancelled", job=job.job_id)
+        self.cancel()
+        await self._cancel_what_waits()
+        self._all_ended = True
+        job.started_at = job.started_at or self._now()
+        job.ended_at = self._now()
+        manifest = self._manifest()
+
+        def write() -> Path | None:
+            self._check_mounted()
+            folder = self._jobs.settings.paths.outbox / job.job_id
+            return outbox.write_overtaken(folder, manifest) if folder.is_dir() else None
+
+        path = await self._insist("writing the manifest", lambda: self._in_outbox(write))
+        await self._end(path)
+
+    async def _cancel_what_waits(self) -> None:
+        while self._in_core and not self._all_ended:
+            await self._wait()
+        for position, live in enumerate(self.job.segments):
+            if live.status == "waiting":
+                live.status = "cancelled"
+                self._recorder.note(self.job, {"t": "cancelled", "p": position, "attempts": live.attempts})
+
+    async def release(self) -> None:
+        await self._in_outbox(self._hold.release)
 
     async def _work(self) -> None:
         """All that lies between the folder in the outbox and the manifest."""
@@ -297,23 +341,43 @@ class JobRun:
             mounts.check(paths.outbox)
             raise
 
-    async def _take(self) -> Path:
+    async def _take(self, *, only_own: bool = False) -> Path:
+        """Own the job's folder, which another daemon may work in for now, and unless ``only_own`` make it ready."""
         folder = self._jobs.settings.paths.outbox
 
-        def take() -> tuple[Path, tuple[int, int] | None] | int:
+        def take() -> tuple[Path, tuple[int, int] | None] | int | Owned:
             self._check_mounted()
+            try:
+                # Before the number is reckoned: whoever owns the folder may be moving manifests.
+                owned = outbox.own(folder, self.job, self._hold)
+            except Owned as another:
+                return another
+            if only_own:
+                return owned, self._outbox
             number = outbox.number_aside(folder / self.job.job_id, self.job)
             if number is not None and number != self.job.aside:
                 return number  # which is to be remembered before the manifest is moved
-            taken = outbox.take(folder, self.job)
+            taken = outbox.take(folder, self.job, self._hold)
             identity = _identity(folder)
             # It may have gone away meanwhile, and what was made lies where nobody will see it.
             self._check_mounted()
             return taken, identity
 
-        while isinstance(done := await self._in_outbox(take), int):
-            self.job.aside = done
-            await self._recorder.record(self.job, {"t": "aside", "n": done})
+        waited = False
+        while not isinstance(done := await self._in_outbox(take), tuple):
+            if isinstance(done, int):
+                self.job.aside = done
+                await self._recorder.record(self.job, {"t": "aside", "n": done})
+                continue
+            if self.job.cancelled:
+                raise TakenOver(str(done)) from done
+            waited = True
+            self._note(str(done))
+            with anyio.move_on_after(ownership.LOOK_S):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+        if waited:
+            self._note(None)
         taken, self._outbox = done
         return taken
 
@@ -345,10 +409,7 @@ class JobRun:
             known = await self._in_outbox(lambda: self._give_keys(engine, workers))
             self._note_ignored(engine.ignored)
         if job.cancelled:
-            for position, live in enumerate(job.segments):
-                if live.status == "waiting":
-                    live.status = "cancelled"
-                    self._recorder.note(job, {"t": "cancelled", "p": position, "attempts": live.attempts})
+            await self._cancel_what_waits()
             await self._write_progress(force=True)
         await self._reuse_known(known)
         self._in_core = True
@@ -364,8 +425,12 @@ class JobRun:
         return self._reuse.look_up({live.key for live in waiting if live.key})
 
     async def _look_back(self) -> None:
+        def look() -> None:
+            self._hold.check()
+            look_back(self._folder, self.job)
+
         try:
-            await self._in_outbox(lambda: look_back(self._folder, self.job))
+            await self._in_outbox(look)
         except JobRejected:
             give_back = partial(outbox.give_back, self._folder, self.job)
             await self._insist("giving back the earlier manifest", lambda: self._in_outbox(give_back))
@@ -418,7 +483,9 @@ class JobRun:
         positions = [position for position, _ in zip(self.job.unpublished(), range(PUBLISH_BATCH), strict=False)]
         if positions:
             check = self._check_stored
-            lost = await self._in_folder(lambda: _publish_batch(self._folder, self.job, positions, self._reuse, check))
+            lost = await self._in_folder(
+                lambda: _publish_batch(self._folder, self._hold, self.job, positions, self._reuse, check)
+            )
             for position in lost:
                 self._lose(position)
         return len(positions)
@@ -453,8 +520,12 @@ class JobRun:
                 ("writing the report", self._write_last_look),
                 ("writing the manifest", self._write_manifest),
             )
-        if self._jobs.settings.hooks.on_done:
-            await self._insist("remembering its hook", self._owe_hook)
+        await self._end(self._folder / "manifest.json")
+
+    async def _end(self, manifest: Path | None) -> None:
+        job = self.job
+        if self._jobs.settings.hooks.on_done and manifest is not None:
+            await self._insist("remembering its hook", partial(self._owe_hook, manifest))
         assert job.ended_at is not None
         job.ended = True
         await self._recorder.record(job, {"t": "end", "at": job.ended_at})
@@ -523,6 +594,7 @@ class JobRun:
         return round(max(time.time(), self.job.started_at or 0.0, self.job.received_at), 3)
 
     def _write_results(self) -> None:
+        self._hold.check()
         if self.job.job.results is not None:
             write_results(self._folder, self.job, self._jobs.settings.paths)
 
@@ -534,13 +606,13 @@ class JobRun:
     def _write_manifest(self) -> None:
         manifest = self._manifest()
         assert self.job.ended_at is not None
-        sha256 = outbox.write_manifest(self._folder, manifest)
+        sha256 = outbox.write_manifest(self._folder, manifest, self._hold)
         self._jobs.ended.record(EndedJob(self._folder, self.job.job_id, sha256, self.job.ended_at))
         # One that was written as the share went away lies where nobody will see it, and is written again.
         self._check_mounted()
 
-    async def _owe_hook(self) -> None:
-        job, manifest = self.job, self._folder / "manifest.json"
+    async def _owe_hook(self, manifest: Path) -> None:
+        job = self.job
         await anyio.to_thread.run_sync(
             self._jobs.hooks.owe, job.token, job.job_id, job.status(), manifest, abandon_on_cancel=True
         )
@@ -579,6 +651,7 @@ class JobRun:
                 self._folder / job_report.FILE_NAME,
                 job_report.build(self.job, time.time()),
                 durable=self.job.ended_at is not None,
+                holder=self._hold,
             )
         except Exception as error:  # noqa: BLE001 - a mistake in a page must not cost the night's work its manifest
             log.warning("the report could not be written", job=self.job.job_id, error=repr(error))
@@ -607,7 +680,7 @@ class JobRun:
 
     def _write_progress_file(self, value: dict[str, Any]) -> None:
         try:
-            outbox.write_json(self._folder / "progress.json", value, durable=False)
+            outbox.write_json(self._folder / "progress.json", value, durable=False, holder=self._hold)
         except OSError as error:
             # Only a look at how far it is; the next one may be written, and publishing will say what is wrong.
             log.debug("progress could not be written", job=self.job.job_id, error=str(error))
@@ -690,20 +763,25 @@ def _copy_known(job: LiveJob, position: int, published: Published) -> Delivery |
     )
 
 
-def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: ReuseIndex, check: bool) -> list[int]:
+def _publish_batch(
+    folder: Path, hold: Hold, job: LiveJob, positions: list[int], reuse: ReuseIndex, check: bool
+) -> list[int]:
     """Publish these; the positions whose file is neither in the state folder nor, whole, in the outbox. ``check``: an
     earlier run of the daemon has stored them, so that they may have been damaged since."""
     lost: list[int] = []
     fresh: list[Published] = []
     if job.job.redo is not None:
+        hold.check()
         put_aside(folder, job, positions)
+    published: list[int] = []
     for position in positions:
         stored = job.stored_file(position)
         if check and os.path.lexists(stored) and not files.holds(stored, job.segments[position].sha256):
             log.error("a stored segment is not what was stored; it is spoken again", job=job.job_id, file=str(stored))
             files.discard(stored)
         try:
-            outbox.publish(folder, job, position)
+            outbox.publish(folder, job, position, hold)
+            published.append(position)
         except FileNotFoundError:
             if not files.holds(folder / outbox.published_name(job, position), job.segments[position].sha256):
                 lost.append(position)
@@ -718,6 +796,6 @@ def _publish_batch(folder: Path, job: LiveJob, positions: list[int], reuse: Reus
                     finishing=live.finishing,
                 )
             )
-    files.fsync_folder(folder)
+    outbox.settle(folder, job, published)
     reuse.record(fresh, at=time.time())
     return lost

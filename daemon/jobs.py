@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from daemon import files
+from daemon import files, ownership
 from daemon.config import Settings
 from daemon.core import events
 from daemon.core.core import Core
@@ -41,6 +41,7 @@ from daemon.live_job import Claim, EngineIdentity, LiveJob
 from daemon.mounts import Mounts
 from daemon.narration import Narration
 from daemon.outbox import OutboxConflict, TakenNames
+from daemon.ownership import Neighbours
 from daemon.pool import Pool, Ticket
 from daemon.recorder import Recorder
 from daemon.reuse import ReuseIndex
@@ -110,6 +111,7 @@ class Jobs:
         self.reuse = reuse
         self.ended = ended
         self.mounts = mounts
+        self.neighbours = Neighbours(settings.paths.outbox, inbox.claimed.name)
         self.taken_names = TakenNames(settings.paths.outbox, fold_job_id)
         self.signs = signs
         self.hooks = Hooks(settings)
@@ -200,6 +202,8 @@ class Jobs:
             await anyio.to_thread.run_sync(files.remove_tree, job.folder)
         except Stumbled as error:
             await self._give_up(job, str(error))
+            with suppress(OSError):
+                await run.release()
         del self.runs[job.token]
         folded = fold_job_id(job.job_id)
         line = self._lines[folded]
@@ -222,6 +226,22 @@ class Jobs:
             log.error("a job can't be put aside; the next start takes it up again", job=job.job_id, error=str(error))
         log.error("a job is given up", job=job.job_id, reason=why, put_aside=where)
         self.warn(f"given up {job.token}", f"the job {job.job_id} is given up and lies in {where}: {why}")
+
+    async def beat(self) -> None:
+        """Tell the other daemons on this outbox, while there are jobs, that this one lives."""
+
+        def beat() -> None:
+            self.mounts.check(self.settings.paths.outbox)
+            self.neighbours.beat()
+
+        limiter = anyio.CapacityLimiter(1)
+        while True:
+            if self.runs:
+                try:
+                    await anyio.to_thread.run_sync(beat, abandon_on_cancel=True, limiter=limiter)
+                except OSError as error:
+                    log.debug("the beat could not be written", error=str(error))
+            await anyio.sleep(ownership.BEAT_S)
 
     def noted(self) -> None:
         self.signs.wake()

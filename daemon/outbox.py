@@ -24,6 +24,7 @@ import structlog
 
 from daemon import files, results
 from daemon.live_job import LiveJob, LiveSegment
+from daemon.ownership import Alone, Holder, TakenOver
 
 log = structlog.get_logger("dubd.outbox")
 
@@ -53,11 +54,15 @@ def published_name(job: LiveJob, position: int) -> str:
     return f"segment_{job.segments[position].segment.index:04d}{job.suffix}"
 
 
-def take(outbox: Path, job: LiveJob) -> Path:
-    """Make the job's folder, move an earlier manifest aside, write what was asked.
+ALONE = Alone()
+
+
+def own(outbox: Path, job: LiveJob, holder: Holder) -> Path:
+    """Make the job's folder and own it.
 
     Raises:
         OutboxConflict: something else has that name.
+        ownership.Owned, ownership.TakenOver: another daemon works in it.
     """
     folder = outbox / job.job_id
     files.make_folder(outbox)
@@ -68,14 +73,35 @@ def take(outbox: Path, job: LiveJob) -> Path:
             raise OutboxConflict(
                 f"{folder} exists and is not a folder; move it away or choose another job_id"
             ) from None
+    holder.take(job.taken)
+    return folder
+
+
+def take(outbox: Path, job: LiveJob, holder: Holder = ALONE) -> Path:
+    """Make the job's folder and own it, move an earlier manifest aside, write what was asked.
+
+    Raises:
+        OutboxConflict: something else has that name.
+        ownership.Owned, ownership.TakenOver: another daemon works in it.
+    """
+    folder = own(outbox, job, holder)
     files.remove_leftovers(folder)
     number = number_aside(folder, job)
     if number is not None:
         job.aside = number
+        holder.check()
         results.forget_mark(folder)
-        files.rename_new(folder / "manifest.json", folder / f"manifest.{number}.json")
+        aside = folder / f"manifest.{number}.json"
+        files.rename_new(folder / "manifest.json", aside)
+        try:
+            holder.check()
+        except TakenOver:
+            # It was that of whoever owns the folder now.
+            with contextlib.suppress(FileExistsError):
+                files.rename_new(aside, folder / "manifest.json")
+            raise
     make_way(folder / "job.json")
-    files.copy(job.folder / "job.json", folder / "job.json")
+    files.copy(job.folder / "job.json", folder / "job.json", holder.check)
     files.sync_all([], [folder, outbox])
     return folder
 
@@ -167,8 +193,8 @@ class TakenNames:
             alike.append(job_id)
 
 
-def publish(folder: Path, job: LiveJob, position: int) -> None:
-    """Move a finished file into the job's folder; the caller syncs that, once for many.
+def publish(folder: Path, job: LiveJob, position: int, holder: Holder = ALONE) -> None:
+    """Put a finished file into the job's folder; ``settle`` makes that last, once for many.
 
     Raises:
         OSError: it is not there yet; call again.
@@ -177,12 +203,23 @@ def publish(folder: Path, job: LiveJob, position: int) -> None:
     place = folder / published_name(job, position)
     make_way(place)
     try:
-        files.move(job.stored_file(position), place)
+        files.publish(job.stored_file(position), place, folder, holder.check)
     except FileNotFoundError:
         if not folder.is_dir():
             raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder)) from None
         raise
     job.segments[position].published = True
+
+
+def settle(folder: Path, job: LiveJob, positions: Iterable[int]) -> None:
+    """Make what was published last; only then the stored files go.
+
+    Raises:
+        OSError: they are still there.
+    """
+    files.fsync_folder(folder)
+    for position in positions:
+        files.remove(job.stored_file(position))
 
 
 def as_json(value: Any) -> bytes:
@@ -191,26 +228,43 @@ def as_json(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    put(path, as_json(value), durable=durable)
+def write_json(path: Path, value: Any, *, durable: bool = True, holder: Holder = ALONE) -> None:
+    put(path, as_json(value), durable=durable, holder=holder)
 
 
-def put(path: Path, data: bytes, *, durable: bool = True) -> None:
+def put(path: Path, data: bytes, *, durable: bool = True, holder: Holder = ALONE) -> None:
     """Write a file in a job's folder, whatever lies there."""
     make_way(path)
-    files.write_atomically(path, data, durable=durable)
+    files.write_atomically(path, data, durable=durable, check=holder.check)
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
+def write_overtaken(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The manifest of a job whose folder was taken over, as if it had ended before that; where it is."""
+    data = as_json(manifest)
+    number = 1
+    while True:
+        path = folder / f"manifest.{number}.json"
+        if files.holds(path, hashlib.sha256(data).hexdigest()):
+            return path
+        try:
+            files.write_new(path, data)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], holder: Holder = ALONE) -> str:
     """The sha256 of its bytes, in hex. The same one that an earlier life of the daemon has written stays, with the mark
     of who has read it since."""
     data = as_json(manifest)
     if results.manifest_head(folder, len(data) + 1) == data:
+        holder.check()
         files.fsync_folder(folder)
     else:
         # Whoever has marked the earlier one as read has not seen this one.
         results.forget_mark(folder)
-        put(folder / "manifest.json", data)
+        put(folder / "manifest.json", data, holder=holder)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from daemon import files
 from daemon.ended_jobs import EndedJob
+from daemon.ownership import Hold, Owned
 
 READ_MARK = "manifest.read"
 """A file of this name beside a manifest says that the manifest has been read. It is empty, or holds the sha256 of the
@@ -127,13 +128,26 @@ def weigh(ended: EndedJob) -> int:
         return 0
 
 
-def remove(ended: EndedJob, host_id: str) -> int:
+def remove(ended: EndedJob, host_id: str, hold: Hold | None = None) -> int:
     """Remove the job's folder; the bytes that this has freed. Crashed half-way, ``clear_leftovers`` does the rest.
 
     Raises:
-        LeftAlone: it is not ours, or not only ours, or its manifest has not been read.
+        LeftAlone: it is not ours, or not only ours, or at work, or its manifest has not been read.
         OSError: the outbox failed; FileNotFoundError: the folder is gone.
     """
+    if hold is None or not hold.counts or not ended.folder.is_dir():
+        return _remove(ended, host_id)
+    try:
+        hold.take(began=False)
+    except Owned as owned:
+        raise LeftAlone(f"is at work: {owned}") from owned
+    try:
+        return _remove(ended, host_id)
+    finally:
+        hold.release()
+
+
+def _remove(ended: EndedJob, host_id: str) -> int:
     with _opened(ended.folder) as folder:
         tree = _look_through(folder)
         if _sha256(folder, "manifest.json") != ended.manifest_sha256:

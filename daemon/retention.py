@@ -27,6 +27,7 @@ from daemon.config import Retention as Rules
 from daemon.config import Settings
 from daemon.ended_jobs import EndedJob, EndedJobs
 from daemon.mounts import Mounts
+from daemon.ownership import Hold, Neighbours
 from daemon.reuse import ReuseIndex
 
 log = structlog.get_logger("dubd.retention")
@@ -180,7 +181,8 @@ class Retention:
 
         def remove() -> None:
             nonlocal freed
-            freed = results.remove(ended, self._host_id)
+            neighbours = Neighbours(ended.folder.parent, self._host_id)
+            freed = results.remove(ended, self._host_id, Hold(ended.folder.name, "removal", neighbours))
 
         with self._host.clearing(ended.job_id) as free:
             if not free:

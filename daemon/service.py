@@ -121,6 +121,7 @@ class Daemon:
             tasks.start_soon(self.jobs.recorder.run)
             tasks.start_soon(self.jobs.finisher.run)
             tasks.start_soon(self.jobs.hooks.run)
+            tasks.start_soon(self.jobs.beat)
             tasks.start_soon(self.backend.run)
             await self._make_plan()
             line = f"[Main] Launching {len(self.core.worker_views())} workers..."

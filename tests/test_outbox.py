@@ -13,7 +13,16 @@ from daemon import files, outbox
 from daemon.config import Settings
 from daemon.core.job_id import fold_job_id
 from daemon.live_job import EngineIdentity, LiveJob
-from daemon.outbox import OutboxConflict, TakenNames, manifest, progress, publish, published_name, take
+from daemon.outbox import (
+    OutboxConflict,
+    TakenNames,
+    manifest,
+    progress,
+    publish,
+    published_name,
+    settle,
+    take,
+)
 from daemon.results import READ_MARK, has_been_read, mark_as_read
 from daemon.store import store
 from tests.shell import deliver, job_document, make_live_job, settings_in
@@ -110,6 +119,7 @@ def test_publishing_moves_the_file(settings: Settings, job: LiveJob) -> None:
     content = job.stored_file(1).read_bytes()
     (folder / "segment_0001.wav").write_bytes(b"earlier")
     publish(folder, job, 1)
+    settle(folder, job, [1])
     assert (folder / "segment_0001.wav").read_bytes() == content
     assert job.segments[1].published and not job.stored_file(1).exists()
     with pytest.raises(FileNotFoundError):

@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from daemon.embeddings.live_job import LiveEmbeddings, LiveSpeaker, Name
 from daemon.embeddings.options import options_of, processes_of
 from daemon.job_run import JobHost, JobRun
 from daemon.live_job import EngineIdentity
+from daemon.ownership import Hold
 
 log = structlog.get_logger("dubd.embeddings")
 
@@ -103,6 +105,9 @@ class EmbeddingsRun(JobRun):
 
     async def _fail_what_waits(self) -> None:
         self.job.failure = self.failure
+        self.job.over = True
+
+    async def _cancel_what_waits(self) -> None:
         self.job.over = True
 
     async def _publish_the_rest(self) -> None:
@@ -279,9 +284,8 @@ class EmbeddingsRun(JobRun):
 
     async def _publish_some(self, names: list[Name]) -> None:
         form = job_options(self.job, self._jobs.settings).form
-        await anyio.to_thread.run_sync(
-            _publish, self._folder, self.job, names, form, abandon_on_cancel=True, limiter=self._jobs.outbox_threads
-        )
+        publish = partial(_publish, self._folder, self._hold, self.job, names, form)
+        await anyio.to_thread.run_sync(publish, abandon_on_cancel=True, limiter=self._jobs.outbox_threads)
 
     async def _end_the_rest(self, corpus: Corpus, options: Options) -> None:
         """Name the speakers that were not computed, too: there is a row for every one."""
@@ -388,7 +392,7 @@ def _manifest_row(name: Name, speaker: LiveSpeaker, form: str) -> dict[str, Any]
     }
 
 
-def _publish(folder: Path, job: LiveEmbeddings, names: list[Name], form: str) -> None:
+def _publish(folder: Path, hold: Hold, job: LiveEmbeddings, names: list[Name], form: str) -> None:
     """Move these results into the outbox. One whose file is lost fails, and so does one whose name is too long.
 
     Raises:
@@ -397,13 +401,16 @@ def _publish(folder: Path, job: LiveEmbeddings, names: list[Name], form: str) ->
     if not folder.is_dir():
         raise OSError(errno.EIO, "the job's folder in the outbox is gone", str(folder))
     touched = set()
+    published = []
     for name in names:
         target = folder / result_name(name, form)
         speaker = job.speakers[name]
         try:
             _make_folders(folder, target.parent)
             outbox.make_way(target)
-            files.move(job.stored_result(Speaker(*name, 0), form), target)
+            stored = job.stored_result(Speaker(*name, 0), form)
+            files.publish(stored, target, folder, hold.check)
+            published.append(stored)
             touched.add(target.parent)
         except FileNotFoundError:
             if not files.holds(target, speaker.sha256):
@@ -419,6 +426,8 @@ def _publish(folder: Path, job: LiveEmbeddings, names: list[Name], form: str) ->
         speaker.published = True
     for place in touched:
         files.fsync_folder(place)
+    for stored in published:
+        files.remove(stored)
 
 
 def _make_folders(folder: Path, wanted: Path) -> None:
