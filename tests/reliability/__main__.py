@@ -25,6 +25,7 @@ from tests.reliability import (
     flood,
     hostile,
     matrix,
+    redo,
     traced,
     upkeep,
     utterances,
@@ -115,6 +116,11 @@ def what_lasts(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from upkeep.attacks(0.05 if short else 1.0)
 
 
+def redoing(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Redoing lines, in folders that others change, and again and again."""
+    yield from redo.attacks(0.02 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -130,12 +136,17 @@ ATTACKS: dict[str, Attack] = {
     "utterances": hostile_utterances,
     "engines": bad_engines,
     "upkeep": what_lasts,
+    "redo": redoing,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("simulator",),),
     (("matrix",),),
-    (("chaos", "hostile", "upkeep"), ("inbox", "wire", "utterances", "engines"), ("cluster", "strace", "scale")),
+    (
+        ("chaos", "hostile", "upkeep"),
+        ("inbox", "wire", "utterances", "engines"),
+        ("redo", "cluster", "strace", "scale"),
+    ),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
 other. ``scale`` comes last in its line, since what it leaves in memory would count as that of the daemons which are

@@ -80,3 +80,9 @@ def test_hostile_utterances_cost_themselves_alone() -> None:
 def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
     """Some of a hundred habits in the lines of one job, and one to load with."""
     assert "misbehave" in attack("engines")
+
+
+@pytest.mark.timeout(300)
+def test_redoing_takes_nothing_away() -> None:
+    """20 folders that others have filled with pipes, links and worse, and 20 histories of films and redos."""
+    assert "redo: histories" in attack("redo")
