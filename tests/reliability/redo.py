@@ -32,6 +32,7 @@ from tests.reliability.lives import Life, NotSurvived, preload
 from tests.reliability.scenes import Stage, dub
 from tests.reliability.table import Row
 from tests.reliability.upkeep import drop, manifest, start
+from tests.shell import names_below
 
 SETTINGS: dict[str, Any] = {
     "engine.name": "seeded:Seeded", "engine.retries": 0, "service.status_seconds": 0.1, "service.progress_seconds": 0.2,
@@ -58,10 +59,6 @@ def contents(folder: Path) -> set[str]:
     return found
 
 
-def wavs(folder: Path) -> set[str]:
-    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.wav")}
-
-
 def request(stage: Stage, number: int, job_id: str, segments: list[int]) -> str:
     """Drop a request to redo; the stem of its file."""
     name = f"redo-{job_id}-{number}"
@@ -72,13 +69,14 @@ def request(stage: Stage, number: int, job_id: str, segments: list[int]) -> str:
     return name
 
 
-def claimed(stage: Stage) -> list[Path]:
-    return [*(stage.inbox / ".claimed").rglob("*.json"), *stage.inbox.glob("*.json")]
+def dropped(stage: Stage) -> set[str]:
+    """The names of job files that lie in the inbox or are claimed."""
+    return {name for name in names_below(stage.inbox) if name.endswith((".json", ".cancel"))}
 
 
 def quiet(stage: Stage, life: Life) -> None:
     """Everything that was dropped is over."""
-    life.until(lambda: not claimed(stage) and not list(stage.jobs.glob("[0-9]*")), "the end of all jobs", 120)
+    life.until(lambda: not dropped(stage) and not list(stage.jobs.glob("[0-9]*")), "the end of all jobs", 120)
 
 
 # --- folders that others have changed -------------------------------------------------------------------------
