@@ -139,6 +139,8 @@ class _Reader:
         """In the sum's channels and of this length; a file that has become shorter meanwhile ends in silence."""
         if samples.shape[1] != self._channels:
             samples = np.repeat(samples.mean(axis=1, keepdims=True), self._channels, axis=1)
+        if len(samples) == frames:
+            return samples * self._form.gain
         fitted = np.zeros((frames, self._channels))
         fitted[: min(frames, len(samples))] = samples[:frames]
         return fitted * self._form.gain

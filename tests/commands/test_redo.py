@@ -127,3 +127,44 @@ def test_what_can_not_be_redone_is_said_at_once(live: Place, tmp_path: Path) -> 
         for copy in tmp_path.glob("*.flac"):
             if copy.name != "anna.flac":
                 copy.rename(live.var / "inbox" / ".references" / copy.name)
+
+
+def test_a_redo_is_of_what_was_submitted_last(live: Place, tmp_path: Path) -> None:
+    """A redo and a corrected film that wait behind each other, and another redo behind both: the last text stays."""
+    speak(live, tmp_path, "corrected")
+    inbox, folder = live.var / "inbox", live.var / "outbox" / "corrected"
+    corrected = {**json.loads((folder / "job.json").read_bytes()), "job_id": "corrected"}
+    for segment in corrected["segments"]:
+        segment["text"] = "new " + segment["text"]
+
+    def drop(name: str, document: dict[str, Any]) -> None:
+        (tmp_path / name).write_text(json.dumps(document))
+        (tmp_path / name).rename(inbox / name)
+        wait_until(lambda: not (inbox / name).exists(), "the claim")
+
+    request = {"kind": "redo", "job_id": "corrected", "seed": "new"}
+    drop("first.json", {**request, "segments": "1"})
+    drop("second.json", corrected)
+    drop("third.json", {**request, "segments": "0"})
+    wait_until(lambda: (folder / "manifest.3.json").exists() and (folder / "manifest.json").exists(), "all three")
+    last = manifest(live, "corrected")
+    assert [segment["text"] for segment in last["segments"]] == ["new " + text for text in TEXTS]
+    assert last["earlier"] == 3
+    (take,) = last["segments"][0]["history"]
+    assert take["manifest"] == "manifest.3.json"
+    assert sha256(folder / take["file"]) == take["sha256"]
+
+
+def test_a_redo_of_what_can_not_be_read_is_rejected(live: Place, tmp_path: Path) -> None:
+    """With its reason, and nothing is taken away; the daemon goes on."""
+    speak(live, tmp_path, "damaged")
+    folder = live.var / "outbox" / "damaged"
+    good = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(good.replace(b'"overrun_s": null', b'"overrun_s": NaN', 1))
+    before = sorted(path.name for path in folder.iterdir())
+    done = live.dubd("redo", "damaged", "--segments", "0", "--seed", "new", "--wait")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "overrun_s" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == before
+    (folder / "manifest.json").write_bytes(good)
+    assert live.dubd("redo", "damaged", "--segments", "0", "--seed", "new", "--wait").returncode == 1

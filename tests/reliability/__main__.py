@@ -27,6 +27,7 @@ from tests.reliability import (
     hostile,
     matrix,
     restart,
+    redo,
     traced,
     upkeep,
     utterances,
@@ -127,6 +128,11 @@ def a_restart(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from restart.attacks(0.1 if short else 1.0)
 
 
+def redoing(short: bool, _settings: Settings) -> Iterator[Row]:
+    """Redoing lines, in folders that others change, and again and again."""
+    yield from redo.attacks(0.02 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -144,6 +150,7 @@ ATTACKS: dict[str, Attack] = {
     "engines": bad_engines,
     "upkeep": what_lasts,
     "restart": a_restart,
+    "redo": redoing,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
@@ -152,7 +159,7 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("chaos", "hostile", "upkeep"),
         ("inbox", "drops", "wire", "utterances", "engines"),
-        ("restart", "cluster", "strace", "scale"),
+        ("restart", "cluster", "strace", "scale", "redo"),
     ),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each

@@ -92,3 +92,9 @@ def test_engines_gone_wrong_cost_their_own_lines_alone() -> None:
 def test_a_restart_suspects_no_more_than_what_was_out() -> None:
     """Killed halfway, on a good disk and on a slow one, with an engine that is faster than both."""
     assert "killed halfway" in attack("restart")
+
+
+@pytest.mark.timeout(300)
+def test_redoing_takes_nothing_away() -> None:
+    """20 folders that others have filled with pipes, links and worse, and 20 histories of films and redos."""
+    assert "redo: histories" in attack("redo")
