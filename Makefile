@@ -166,14 +166,15 @@ WITH_SYSTEMD := [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 install: install-environment install-files restart-if-active ## install or upgrade the service, as root (FISH=1: with torch and fish-speech, RAY=1: with Ray)
 
-# A service that runs drains and goes on with the new version; systemd waits until it is ready.
+# A service that runs drains and goes on with the new version; systemd waits until it is ready. That it was started often
+# of late, as whoever sets it up does, must not keep it from starting.
 restart-if-active:
 	@if $(WITH_SYSTEMD); then \
 		systemd-sysusers dubd.conf && systemd-tmpfiles --create dubd.conf && systemctl daemon-reload; fi
 	@state=; if $(WITH_SYSTEMD); then state=$$(systemctl show --property ActiveState --value dubd); fi; \
 	case "$$state" in active|activating|reloading) \
 		echo "Installed. dubd runs: restarting it, once the segments that have begun have ended ..."; \
-		systemctl try-restart dubd || { \
+		systemctl reset-failed dubd; systemctl try-restart dubd || { \
 			echo "The new version did not start. What is wrong, and what the configuration lacks, say:"; \
 			echo "  journalctl -u dubd -n 20"; \
 			echo "  sudo -u dubd dubd doctor --config /etc/dubd/config.toml"; exit 1; }; \

@@ -350,11 +350,12 @@ class Service:
         """service.drain_seconds holds, also where it is longer than the unit's TimeoutStopSec."""
         name = "long_drain"
         self.configure(drain_seconds="15.0", beat_timeout_s="300.0")
-        drop_in = self.machine.root / "run/systemd/system/dubd.service.d/short.conf"
+        drop_in = self.machine.root / "etc/systemd/system/dubd.service.d/short.conf"
         drop_in.parent.mkdir(parents=True)
         drop_in.write_text("[Service]\nTimeoutStopSec=3\n", "utf-8")
         try:
             self.said("systemctl", "daemon-reload")
+            assert self.shows("TimeoutStopUSec") == "3s"
             self.said("systemctl", "restart", "dubd")
             before = self.begin(name, 120)
             (worker,) = [line.split()[0] for line in self.processes() if "workers/__main__.py" in line]
