@@ -26,8 +26,8 @@ from tests.reliability import (
     flood,
     hostile,
     matrix,
-    restart,
     redo,
+    restart,
     traced,
     upkeep,
     utterances,
@@ -159,7 +159,7 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("chaos", "hostile", "upkeep"),
         ("inbox", "drops", "wire", "utterances", "engines"),
-        ("restart", "cluster", "strace", "scale", "redo"),
+        ("redo", "restart", "cluster", "strace", "scale"),
     ),
 )
 """Which run at the same time, in lines: those that keep both cores busy run alone, and those that wait much beside each
