@@ -37,6 +37,9 @@ FILE_MODE = 0o664
 
 FOLDER_MODE = 0o775
 
+PRIVATE_MODE = 0o700
+"""Of the state folder, which keeps people's voices: nobody else gets at what is in it, whatever its own mode."""
+
 COPY_BYTES = 1 << 20
 
 SYNCS_AT_ONCE = 16
@@ -87,6 +90,9 @@ class Disk:
 
     def mkdir(self, folder: Path, mode: int) -> None:
         os.mkdir(folder, mode)
+
+    def chmod(self, folder: Path, mode: int) -> None:
+        os.chmod(folder, mode)
 
     def rmdir(self, folder: Path) -> None:
         os.rmdir(folder)
@@ -518,6 +524,16 @@ def make_folder(folder: Path) -> None:
         except FileExistsError:
             if not new.is_dir():
                 raise  # else somebody else was faster
+
+
+def make_private(folder: Path) -> None:
+    """Let nobody but the daemon's user into a folder.
+
+    Raises:
+        OSError: it is somebody else's, or on a file system without such modes.
+    """
+    if stat.S_IMODE(os.stat(folder).st_mode) & 0o077:
+        disk.chmod(folder, PRIVATE_MODE)
 
 
 def make_new_folder(folder: Path) -> None:

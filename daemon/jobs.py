@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -57,9 +56,6 @@ MOST_OF_A_MESSAGE = 500
 OUTBOX_THREADS = 8
 """Threads that may wait for the outbox at one time; a share that hangs must not take those of everybody else. More of
 them take the interpreter from each other: a flood of jobs made 415 changes of context for each with 32, 350 with 8."""
-
-SPACE_NEEDED = 64 * 1024 * 1024
-"""Bytes that must be free in state/ before work is given out again after a full disk."""
 
 SPACE_CHECK_S = 2.0
 
@@ -531,8 +527,6 @@ class Jobs:
     def _has_room(self) -> bool:
         state = self.settings.paths.state
         try:
-            if shutil.disk_usage(state).free < SPACE_NEEDED:
-                return False
             probe = state / "probe"
             files.write_atomically(probe, b"\0" * 65536)
             files.remove(probe)

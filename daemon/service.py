@@ -403,6 +403,10 @@ async def serve(settings: Settings, reload: Callable[[], Settings]) -> int:
     # would only hold up the event loop.
     gc.set_threshold(100_000, 20, 100)
     files.make_folder(paths.state / "jobs")
+    try:
+        files.make_private(paths.state)
+    except OSError as error:
+        log.warning("the state folder can't be made private", folder=str(paths.state), error=str(error))
     with _lock(paths.state / "lock"):
         files.make_folder(paths.state / "cache")
         mounts = Mounts(paths.state)

@@ -207,3 +207,14 @@ def test_a_reference_that_was_damaged_in_state_is_copied_anew(make: Callable[...
     dubd.put("anna.flac", recording())
     dubd.drop("next", make_job(lines(5, 6)))
     assert dubd.manifest("next")["status"] == "done"
+
+
+def test_the_state_folder_is_private(make: Callable[..., DaemonUnderTest]) -> None:
+    """Also one that an earlier version has left open; what is published keeps the mode that others may read."""
+    dubd = make()
+    dubd.state.mkdir(parents=True)
+    dubd.state.chmod(0o755)
+    dubd.start()
+    dubd.run("scene", make_job(lines(0, 1)))
+    assert dubd.state.stat().st_mode & 0o777 == 0o700
+    assert (dubd.outbox / "scene" / "segment_0000.wav").stat().st_mode & 0o044 == 0o044
