@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.engine import EngineError, Failed, Segment, Settings, Spoken
+from workers.engine import EngineError, Failed, Segment, Settings, Spoken, non_finite
 from workers.engines.fish import machine, noise
 from workers.engines.fish.codec import Codec
 from workers.engines.fish.finishing import Finisher, Rendered, Written
@@ -267,7 +267,14 @@ class FishEngine:
                 return
 
     def _end_piece(self, ended: Ended) -> None:
-        speech = self._pieces.pop(ended.key).speech
+        piece = self._pieces.pop(ended.key)
+        speech = piece.speech
+        if not ended.sound:
+            piece.start.prompt.kept = None  # it may have come from there
+            del speech.keys[ended.key]
+            self.cancel(speech.segment.ticket)
+            self._fail(speech.segment.ticket, non_finite("the model"))
+            return
         if speech.take(ended.key, ended.codes, truncated=ended.truncated):
             self._finisher.render(speech)
 
