@@ -109,6 +109,16 @@ class EngineError(Exception):
         self.retryable = retryable
 
 
+def non_finite(what: str) -> EngineError:
+    """The error where ``what`` computes NaN or infinities: speech made of them is noise, or silence, or anyone's."""
+    return EngineError(
+        "non_finite",
+        f"{what} came to numbers that are NaN or infinite; try engine.precision fp32 (fp16 overflows first), and if "
+        "that does not help the checkpoint is damaged: copy it again",
+        retryable=True,
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the daemon's hello says. ``device``: "cpu" or "cuda:N". ``threads``: CPU threads this worker may use.

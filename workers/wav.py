@@ -6,7 +6,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from workers.engine import EngineError
+from workers.engine import EngineError, non_finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,13 +28,14 @@ def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sampl
     integer subtypes) or 16-bit integers, to a WAV at ``path``. The file is closed when this returns.
 
     Raises:
-        EngineError: ``unsupported_output``, no WAV can have this subtype.
+        EngineError: ``unsupported_output``, no WAV can have this subtype; ``non_finite``, see check_finite.
         OSError: the file can't be written (see workers.engine.write_failed).
     """
     import soundfile
 
     if not soundfile.check_format("WAV", subtype):
         raise EngineError("unsupported_output", f"a WAV can't have the subtype {subtype!r}; PCM_16 suits most")
+    check_finite(samples)
     if samples.dtype.kind == "i" and subtype in ("FLOAT", "DOUBLE"):
         # libsndfile would write 16-bit integers as floats of the same value, where full scale is 1.
         samples = (samples / 32768).astype("float32")
@@ -49,6 +50,14 @@ def write_wav(path: str, samples: NDArray[np.float32] | NDArray[np.int16], sampl
         _erase_peak_time(content)
     with open(path, "wb") as file:
         file.write(content)
+
+
+def check_finite(samples: NDArray[np.float32] | NDArray[np.int16]) -> None:
+    """Raises EngineError ``non_finite`` for NaN or infinite samples: they would be clicks, or silence."""
+    import numpy as np
+
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        raise non_finite("the audio")
 
 
 def _erase_peak_time(content: bytearray) -> None:

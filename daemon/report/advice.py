@@ -12,7 +12,7 @@ _ADVICE = {
     "too_long": "Split the line in two.",
     "empty_text": "Nothing of the line is left to be said. Write it out in words.",
     "nothing_spoken": "Nothing came of it. Redo it with a new seed, or write the line in another way.",
-    "non_finite": "The model lost its way. Redo it with a new seed; or set engine.precision to fp32.",
+    "non_finite": "Set engine.precision to fp32, or copy the checkpoint again ('dubd doctor' looks at it). Redo it.",
     "all_failed": "Redo it with a new seed, or write the line in another way.",
     "unsupported_output": "Change output.sample_rate or output.subtype of the job.",
     "write_failed": "Look at the disk under paths.state: its space and the daemon's right to write.",

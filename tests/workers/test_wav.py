@@ -92,3 +92,15 @@ def test_silence_is_a_wav(subtype: str, frames: int) -> None:
     samples, rate = soundfile.read(io.BytesIO(silent_wav(frames, 44_100, subtype)))
     assert (len(samples), rate) == (frames, 44_100)
     assert not np.any(samples)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_samples_that_are_no_numbers(tmp_path: Path, bad: float, subtype: str) -> None:
+    """No engine's NaN becomes a WAV; nothing is begun."""
+    samples = TONE.copy()
+    samples[77] = bad
+    with pytest.raises(EngineError) as caught:
+        write_wav(str(tmp_path / "wav.tmp"), samples, 22_050, subtype)
+    assert caught.value.code == "non_finite"
+    assert not list(tmp_path.iterdir())

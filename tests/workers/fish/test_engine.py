@@ -429,3 +429,69 @@ def test_a_loaded_engine_has_imported_nothing_that_speaking_does_not_need(checkp
         [sys.executable, "-c", LOAD_ALONE, str(checkpoint)], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+def damaged(checkpoint: Path, folder: Path, file: str, weight: str, places: Any = slice(None)) -> Path:
+    """A copy of a checkpoint with NaN in a weight, as half precision or a damaged memory makes them."""
+    shutil.copytree(checkpoint, folder)
+    state = torch.load(folder / file, weights_only=True)
+    state[weight][places] = float("nan")
+    torch.save(state, folder / file)
+    return folder
+
+
+@pytest.mark.parametrize("weight", ["layers.1.attention.wo.weight", "fast_output.weight", "norm.weight"])
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_what_a_model_makes_of_nan_is_not_spoken(
+    checkpoint: Path, load: Any, voices: list[Voice], tmp_path: Path, weight: str, reproducible: bool
+) -> None:
+    """Logits that are no numbers fail their segment with what helps, and leave no file."""
+    folder = damaged(checkpoint, tmp_path / "damaged", "model.pth", weight)
+    loaded = load(folder, slots=2, reproducible=reproducible)
+    outcomes = loaded.speak(*(segment(ticket, voices[ticket % 2], tmp_path) for ticket in range(3)))
+    for ticket, outcome in outcomes.items():
+        assert isinstance(outcome, Failed)
+        assert outcome.code == "non_finite"
+        assert "fp32" in outcome.message
+        assert "damaged" in outcome.message
+        assert not (tmp_path / f"{ticket}.wav").exists()
+
+
+def test_a_row_of_nan_harms_no_other(checkpoint: Path, load: Any, voices: list[Voice], tmp_path: Path) -> None:
+    """With NaN for one token of the text, lines with it fail; those beside them, and those that come to their place in
+    the cache, are spoken as by the sound model."""
+    shape = {"slots": 2, "reproducible": True}
+    sound = load(**shape)
+    token = int(sound.engine._prompter.suffix("Z")[0, 0])
+    assert token not in sound.engine._prompter.suffix("So be it.")[0]
+    folder = damaged(checkpoint, tmp_path / "damaged", "model.pth", "embeddings.weight", token)
+    spoilt = load(folder, **shape)
+    texts = ["So be it.", "Z", "So be it.", "Z", "So be it.", "So be it."]
+    segments = [segment(ticket, voices[0], tmp_path, text=text) for ticket, text in enumerate(texts)]
+    outcomes = spoilt.speak(*segments)
+    found = {ticket: (tmp_path / f"{ticket}.wav").read_bytes() for ticket in (0, 2, 4, 5)}
+    assert {ticket for ticket, outcome in outcomes.items() if isinstance(outcome, Failed)} == {1, 3}
+    sound.speak(*(segments[ticket] for ticket in found))
+    assert found == {ticket: (tmp_path / f"{ticket}.wav").read_bytes() for ticket in found}
+
+
+def test_a_codec_of_nan_neither_speaks_nor_encodes(
+    checkpoint: Path, load: Any, voices: list[Voice], tmp_path: Path
+) -> None:
+    """Samples and codes made of NaN fail with their code, and no such codes are kept."""
+    state = torch.load(checkpoint / "codec.pth", weights_only=True)
+    folder = damaged(checkpoint, tmp_path / "damaged", "codec.pth", next(n for n in state if n.startswith("decoder")))
+    (outcome,) = load(folder).speak(segment(1, voices[0], tmp_path)).values()
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "non_finite"
+    name = next(n for n in state if n.startswith("encoder") and state[n].ndim == 3)
+    folder = damaged(checkpoint, tmp_path / "damaged2", "codec.pth", name)
+    recording = tmp_path / "voice.wav"
+    soundfile.write(recording, 0.3 * np.sin(np.arange(44100) / 20), 44100)
+    digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+    voice = Voice("voice", (Reference(str(recording), "recording", digest, "What is said."),))
+    (outcome,) = load(folder, cache=str(tmp_path / "cache")).speak(segment(2, voice, tmp_path)).values()
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "non_finite"
+    assert "voice.wav" in outcome.message
+    assert not list(tmp_path.glob("cache/*.npy"))

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     if tuple(int(part) for part in np.__version__.split(".")[:2]) > (2, 2):
         pytest.skip("Triton's interpreter takes arrays for numbers, which this numpy refuses", allow_module_level=True)
 
-from workers.engines.fish import fused, rows  # noqa: E402
+from workers.engines.fish import decoder, fused, rows  # noqa: E402
 from workers.engines.fish import weights as weights_module  # noqa: E402
 from workers.engines.fish.decoder import Cache, State, Tables  # noqa: E402
 from workers.engines.fish.prompt import Prompter, read_tokenizer  # noqa: E402
@@ -121,3 +121,22 @@ def test_whole_rows_say_the_same(weights: Weights, step: fused.FusedStep, monkey
         frames = min(one.codes.shape[1], ours[key].codes.shape[1])
         same = (one.codes[:, :frames] == ours[key].codes[:, :frames]).all(axis=0)
         assert same[:1].all() if DEVICE.type == "cuda" else same.all()
+
+
+def test_a_row_of_nan_ends_unsound_and_alone(weights: Weights, step: fused.FusedStep) -> None:
+    """As decoder.step does it: the flag of that row falls, it goes on no further, and the others' stay."""
+    caches = [Cache(weights, 3, 64) for _ in range(2)]
+    states = [State.empty(weights, 3, 32) for _ in range(2)]
+    for cache, state in zip(caches, states, strict=True):
+        cache.values[0][1, :, 0] = float("nan")
+        state.newest[:, 0] = weights.semantic_begin
+        state.position.fill_(1)
+        state.limit.fill_(32)
+        state.active.copy_(torch.tensor([True, True, False]))
+    with torch.inference_mode():
+        everyone = torch.ones(3, dtype=torch.bool, device=weights.device)
+        decoder.step(weights, Tables(weights), caches[0], states[0], everyone, 64)
+        step(caches[1], states[1], 3)
+    for state in states:
+        assert state.sound.tolist() == [True, False, True]
+        assert state.active.tolist() == [True, False, False]

@@ -101,7 +101,8 @@ class Codec:
 
     def encode(self, recordings: Sequence[Samples]) -> list[Codes]:
         """The codes of each mono recording at ``sample_rate``: (samples,) -> (codebooks, ceil(samples /
-        frame_samples)), the last frame filled up with silence."""
+        frame_samples)), the last frame filled up with silence. All codes of a recording for which the weights came to
+        NaN or infinities are -1."""
         if self._encoder is None:
             self._encoder = _Encoder(self._state, self._device)
         result: list[Codes] = [np.zeros((self.num_codebooks, 0), np.int64)] * len(recordings)
@@ -270,4 +271,6 @@ class _Encoder:
             nearest, found = codebook(rest)
             codes.append(nearest)
             rest = rest - found
-        return torch.stack(codes, dim=1)
+        # What any stage came to is in the rest: a NaN never leaves it.
+        sound = rest.isfinite().flatten(1).all(1)[:, None, None]
+        return torch.where(sound, torch.stack(codes, dim=1), -1)

@@ -6,14 +6,13 @@ A folder's files are data. The weights are read as tensors alone (``weights_only
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from workers.engine import EngineError
+from workers.engines.fish import weight_file
 from workers.engines.fish.codec_shape import DESCRIPTION_NAME, CodecShape, parse_description, read_description
 
 WEIGHTS_NAME = "codec.pth"
@@ -52,20 +51,7 @@ def read_codec(folder: Path) -> CodecState:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError as error:
-        raise EngineError(_CODE, f"{path} is missing; copy the checkpoint's {WEIGHTS_NAME} there") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError, OSError ... for a broken file
-        raise EngineError(
-            _CODE, f"{path} can't be read as weights; is it copied whole? ({_first_line(error)})"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise EngineError(_CODE, f"{path} holds something other than named weights")
+    state = weight_file.read(str(path), ("module.",))
     # A training checkpoint has the codec as its generator, beside discriminators.
     if any("generator." in name for name in state):
         state = {name.replace("generator.", ""): value for name, value in state.items() if "generator." in name}
@@ -110,29 +96,8 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def _identity(description: str, path: Path) -> str:
-    """A short hash of the codec by content.
-
-    torch's file is a zip archive whose directory has the length and CRC-32 of each tensor: hashing that tells
-    codecs apart without reading a gigabyte. Where the file was written without them it is read whole.
-    """
+    """A short hash of the codec by content: by the checksums in its file, where it has them (see weight_file)."""
     digest = hashlib.sha256(description.encode("utf-8"))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            for entry in entries:
-                # The folder inside the archive is named after the file; renaming that changes no weight.
-                name = entry.filename.partition("/")[2]
-                digest.update(f"{name}\0{entry.file_size}\0{entry.CRC}\0".encode())
-            has_checksums = any(entry.CRC for entry in entries if "/data/" in entry.filename)
-    except zipfile.BadZipFile:
-        has_checksums = False
-    if not has_checksums:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    weight_file.hash_content(digest, str(path), ordered=False)
     return digest.hexdigest()[:16]

@@ -88,6 +88,11 @@ class Cache:
         mine = [tensor[slot, :, : prompt.capacity] for tensor in (*self.keys, *self.values)]
         torch._foreach_copy_(mine, [tensor[0] for tensor in (*prompt.keys, *prompt.values)])
 
+    def clear(self, slot: int) -> None:
+        """Zeros in all of a slot's positions."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot].zero_()
+
     def share(self, slot: int, prompt: Cache) -> None:
         """Let a row's positions follow a prompt's, which is read where it is until the slot is released."""
         self.prompts[slot] = prompt
@@ -129,6 +134,7 @@ class State:
     ``newest``: int64 (slots, 1 + C), the token to be read next, and its codes. ``position``: int64, where it goes in
     the slot's cache. ``frame``: int64, how many frames have been spoken. ``limit``: int64, how many there may be.
     ``active``: bool, false from the end token or the limit on. ``ended``: bool, the end token was the reason.
+    ``sound``: bool, false from the first logits on that were NaN or infinite, which end a row too.
     ``history``: int64 (slots, frames, 1 + C). ``keys``: int64, from noise.seed_key. ``temperature``, ``top_p``,
     ``penalty``: float32 (slots, 1). ``mask_end``: bool, (slots, 1), the end token is never chosen.
     """
@@ -139,6 +145,7 @@ class State:
     limit: Tensor
     active: Tensor
     ended: Tensor
+    sound: Tensor
     history: Tensor
     keys: Tensor
     temperature: Tensor
@@ -167,6 +174,7 @@ class State:
             limit=whole(slots),
             active=flags(slots),
             ended=flags(slots),
+            sound=~flags(slots),
             history=whole(slots, max(frames, sampler.WINDOW) + 2, width),
             keys=whole(slots),
             temperature=ones(),
@@ -447,7 +455,9 @@ def step(weights: Weights, tables: Tables, cache: Cache, state: State, advancing
     places = sampler.penalised_semantic(
         window[:, 0], weights.semantic_begin, weights.semantic_begin + weights.semantic_tokens, weights.end, choices
     )
-    logits = sampler.penalise(head(weights, hidden), places, penalty)[:, :choices]
+    logits = head(weights, hidden)
+    sound = logits.isfinite().all(-1)
+    logits = sampler.penalise(logits, places, penalty)[:, :choices]
     logits[:, -1:].masked_fill_(first | state.mask_end[:rows], float("-inf"))
     chances = sampler.probabilities(logits, temperature, top_p)
     choice = sampler.choose(chances, noise.exponential(draws[:, 0], tables.semantic_choices))
@@ -460,11 +470,14 @@ def step(weights: Weights, tables: Tables, cache: Cache, state: State, advancing
     fast_step(weights, fast, hidden if weights.project_in is None else weights.project_in(hidden), 0)
     for codebook in range(1, shape.codebooks):
         x = looked_up(weights, weights.fast_embeddings, code)
-        logits = sampler.penalise(fast_step(weights, fast, x, codebook), window[:, :, codebook + 1], penalty)
+        logits = fast_step(weights, fast, x, codebook)
+        sound &= logits.isfinite().all(-1)
+        logits = sampler.penalise(logits, window[:, :, codebook + 1], penalty)
         chances = sampler.probabilities(logits, temperature, top_p)
         code = sampler.choose(chances, noise.exponential(draws[:, codebook], tables.residual_choices))
         spoken.append(code)
 
+    state.sound[:rows] &= sound | ~(state.active[:rows] & advancing)
     finish_frame(state, torch.stack(spoken, dim=1), ended, advancing)
 
 
@@ -480,4 +493,5 @@ def finish_frame(state: State, spoken: Tensor, ended: Tensor, advancing: Tensor)
     state.position[:rows] += going
     state.frame[:rows] += going & ~ended
     state.ended[:rows] |= going & ended
-    state.active[:rows] &= ~(going & (ended | (state.frame[:rows] >= state.limit[:rows])))
+    over = ended | (state.frame[:rows] >= state.limit[:rows]) | ~state.sound[:rows]
+    state.active[:rows] &= ~(going & over)

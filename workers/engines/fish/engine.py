@@ -12,6 +12,7 @@ or spoken again with another seed::
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 import time
 from collections import deque
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.engine import EngineError, Failed, Segment, Settings, Spoken
-from workers.engines.fish import machine, noise
+from workers.engine import EngineError, Failed, Segment, Settings, Spoken, non_finite
+from workers.engines.fish import machine, noise, weight_file
 from workers.engines.fish.codec import Codec
 from workers.engines.fish.finishing import Finisher, Rendered, Written
 from workers.engines.fish.prompt import Prompter, read_tokenizer
@@ -53,6 +54,11 @@ class _Piece:
     speech: Speech
     number: int
     start: Start
+
+
+def _check_whole(folder: str, cache: str) -> None:
+    for name in ("codec.pth", "model.pth"):
+        weight_file.check(os.path.join(folder, name), cache)
 
 
 class FishEngine:
@@ -95,7 +101,8 @@ class FishEngine:
         machine.keep_compiled(settings.cache)
         precision = machine.precision(settings.precision, device, reproducible=settings.reproducible)
         machine.bound_memory(device, settings.memory_bytes)
-        with torch.inference_mode(), ThreadPoolExecutor(max_workers=1) as beside:
+        with torch.inference_mode(), ThreadPoolExecutor(max_workers=2) as beside:
+            whole = beside.submit(_check_whole, folder, settings.cache)
             print("Loading Text2Semantic model...", file=sys.stderr, flush=True)
             tokenizer = beside.submit(read_tokenizer, folder)
             print("Loading DAC model...", file=sys.stderr, flush=True)
@@ -103,6 +110,7 @@ class FishEngine:
             self._prompter = Prompter(tokenizer.result(), shape, folder)
             first, count = self._prompter.semantic_begin, self._prompter.semantic_tokens
             weights = read_weights(folder, shape, range(first, first + count), self._prompter.end, device, precision)
+            whole.result()
         if codec.num_codebooks != shape.codebooks:
             raise EngineError(
                 "bad_checkpoint",
@@ -267,7 +275,14 @@ class FishEngine:
                 return
 
     def _end_piece(self, ended: Ended) -> None:
-        speech = self._pieces.pop(ended.key).speech
+        piece = self._pieces.pop(ended.key)
+        speech = piece.speech
+        if not ended.sound:
+            piece.start.prompt.kept = None  # it may have come from there
+            del speech.keys[ended.key]
+            self.cancel(speech.segment.ticket)
+            self._fail(speech.segment.ticket, non_finite("the model"))
+            return
         if speech.take(ended.key, ended.codes, truncated=ended.truncated):
             self._finisher.render(speech)
 

@@ -127,7 +127,8 @@ class FusedStep:
             x = next_x
         kernels.finish[(rows,)](
             spoken, state.newest, state.position, state.frame, state.limit, _bytes(state.active), _bytes(state.ended),
-            state.history, state.history.shape[1], weights.end, C=codebooks, EARLY=self.early, **self._launch,
+            _bytes(state.sound), state.history, state.history.shape[1], weights.end,
+            C=codebooks, EARLY=self.early, **self._launch,
         )  # fmt: skip
 
     def _layer(
@@ -209,8 +210,8 @@ class FusedStep:
         block = 1 << (count - 1).bit_length()
         kernels.sample[(rows,)](
             logits, state.history, state.frame, state.keys, state.temperature, state.top_p, state.penalty,
-            _bytes(state.mask_end), spoken, weights.fast_embeddings, next_x, state.history.shape[1],
-            weights.semantic_begin, weights.end, end_code,
+            _bytes(state.mask_end), _bytes(state.active), _bytes(state.sound), spoken, weights.fast_embeddings, next_x,
+            state.history.shape[1], weights.semantic_begin, weights.end, end_code,
             N=count, STRIDE=logits.shape[1], BLOCK=block, C=shape.codebooks, CODEBOOK=codebook, W=shape.fast.width,
             EARLY=self.early, num_warps=16 if block > 2048 else 4, **self._launch,
         )  # fmt: skip

@@ -258,7 +258,7 @@ def _mix(value):
 
 @triton.jit
 def sample(
-    logits, history, frame, keys, temperature, top_p, penalty, mask_end, spoken, table, next_x,
+    logits, history, frame, keys, temperature, top_p, penalty, mask_end, active, sound, spoken, table, next_x,
     history_frames, begin, end, end_code,
     N: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr, CODEBOOK: tl.constexpr,
     W: tl.constexpr, EARLY: tl.constexpr,
@@ -268,7 +268,8 @@ def sample(
     logits: float32 (R, STRIDE), N of them choices; for codebook 0 the semantic tokens and, last, the end token.
     history: int64 (slots, history_frames, 1 + C); the other states as in decoder.State. spoken: int64 (R, 1 + C),
     written at 1 + CODEBOOK and, for codebook 0, at 0. table: (codes, W), its row of the code goes to next_x (R, W).
-    end_code: the code that stands for the end token.
+    end_code: the code that stands for the end token. sound, int8 as active, becomes 0 for an active row whose choices
+    are not all finite.
 
     Nothing is sorted. The largest of score = log chance - log noise among the choices that top-p leaves is wanted: the
     largest of all is taken, and kept if the chances down to its own add up to no more than top_p (or if it is the
@@ -308,6 +309,9 @@ def sample(
 
     _wait(EARLY)
     values = tl.load(logits + row * STRIDE + choices, mask=inside, other=float("-inf"))
+    finite = tl.min(tl.where(inside, (tl.abs(values) < float("inf")).to(tl.int32), 1), axis=0)
+    unsound = (finite == 0) & (tl.load(active + row) != 0)
+    tl.store(sound + row, tl.where(unsound, 0, tl.load(sound + row)).to(tl.int8))
     values = tl.where(penalised, tl.where(values < 0, values * factor, values / factor), values)
     if CODEBOOK == 0:
         values = tl.where(masked, float("-inf"), values)
@@ -339,7 +343,7 @@ def sample(
 
 @triton.jit
 def finish(
-    spoken, newest, position, frame, limit, active, ended, history, history_frames, end,
+    spoken, newest, position, frame, limit, active, ended, sound, history, history_frames, end,
     C: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """decoder.finish_frame, one program a row; flags are int8."""
@@ -360,4 +364,5 @@ def finish(
     number += kept.to(tl.int64)
     tl.store(frame + row, number)
     tl.store(ended + row, ((tl.load(ended + row) != 0) | (going & over)).to(tl.int8))
-    tl.store(active + row, (going & (over == 0) & (number < tl.load(limit + row))).to(tl.int8))
+    on = (over == 0) & (number < tl.load(limit + row)) & (tl.load(sound + row) != 0)
+    tl.store(active + row, (going & on).to(tl.int8))

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from workers.engine import EngineError, Reference, write_failed
+from workers.engine import EngineError, Reference, non_finite, write_failed
 from workers.engines.fish.codec import Codec, Codes
 from workers.engines.fish.resampling import resample
 
@@ -43,7 +43,7 @@ class ReferenceCache:
 
         Raises:
             EngineError: "bad_codes" for a file of codes that holds something else; "unreadable", "empty",
-                "too_long" or "non_finite" for a recording.
+                "too_long" or "non_finite" for a recording, the last too where the codec is to blame.
         """
         return self.codes_of([reference])[0]
 
@@ -62,6 +62,8 @@ class ReferenceCache:
                 found[index] = kept
         encoded = self._codec.encode(list(recordings.values())) if recordings else []
         for index, codes in zip(recordings, encoded, strict=True):
+            if codes.min() < 0:
+                raise non_finite(f"the codec, encoding {Path(references[index].path).name},")
             self._keep(references[index], codes)
             found[index] = codes
         return [found[index] for index in range(len(references))]

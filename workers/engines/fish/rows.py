@@ -68,11 +68,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Ended:
-    """A row has ended. ``codes``: int64 (codebooks, frames); ``truncated``: the limit ended it, not the end token."""
+    """A row has ended. ``codes``: int64 (codebooks, frames); ``truncated``: the limit ended it, not the end token;
+    ``sound``: false if the model's numbers became NaN or infinite, which ended it: its codes mean nothing."""
 
     key: int
     codes: Codes
     truncated: bool
+    sound: bool = True
 
 
 @dataclass
@@ -132,6 +134,7 @@ class Rows:
         self._state = State.empty(self.weights, slots, self._frames)
         self._cache = Cache(self.weights, self._rows_at(capacity), capacity)
         self._pending = None
+        self._spoilt: set[int] = set()
         if self._graphs is not None:
             self._graphs.forget()
 
@@ -176,6 +179,7 @@ class Rows:
                 start.prompt.kept = self._computed(start.prompt)
             first = self._positions(start) - 1
             slots.append(self.batch.join(Row(start.key, first, first + start.limit)))
+            self._clean(slots[-1])
             if start.prompt.kept is None:
                 continue
             if self._sharing:
@@ -248,6 +252,7 @@ class Rows:
         state.mask_end[where] = torch.tensor([[start.mask_end] for start in starts], device=device)
         state.frame[where] = 0
         state.ended[where] = False
+        state.sound[where] = True
         state.active[where] = True
         state.history[where, : sampler.WINDOW + 2] = 0
 
@@ -276,6 +281,7 @@ class Rows:
 
     def _move(self, moves: list[tuple[int, int]]) -> None:
         for source, target in moves:
+            self._clean(target)
             self._cache.move(source, target, self.batch.position(target) + 1)
             self._state.move(source, target)
 
@@ -315,10 +321,20 @@ class Rows:
         where = torch.tensor([self.batch.slot(key) for key in keys], device=self.weights.device)
         frames = self._state.frame[where].tolist()
         ended = self._state.ended[where].tolist()
+        sound = self._state.sound[where].tolist()
         history = self._state.history[where, : max(1, *frames)].cpu().numpy()
-        for key in keys:
-            self._leave(key)
-        return [Ended(key, history[row, : frames[row], 1:].T.copy(), not ended[row]) for row, key in enumerate(keys)]
+        left = [self._leave(key) for key in keys]
+        self._spoilt.update(slot for row, slot in enumerate(left) if not sound[row])
+        return [
+            Ended(key, history[row, : frames[row], 1:].T.copy(), not ended[row], sound[row])
+            for row, key in enumerate(keys)
+        ]
+
+    def _clean(self, slot: int) -> None:
+        """Take what an unsound row left in a slot out of it: a masked NaN is still a NaN to who attends over it."""
+        if slot in self._spoilt:
+            self._spoilt.remove(slot)
+            self._cache.clear(slot)
 
     def drop(self, key: int) -> None:
         """Forget a row."""

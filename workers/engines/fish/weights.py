@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine import EngineError
-from workers.engines.fish import machine
+from workers.engines.fish import machine, weight_file
 from workers.engines.fish.shape import ModelShape, TransformerShape
 
 FILES = ("config.json", "model.pth", "tokenizer.tiktoken", "special_tokens.json", "codec.pth")
@@ -137,10 +136,8 @@ def check_files(folder: str) -> None:
 
 
 def content_id(folder: str) -> str:
-    """A short hash of what model.pth, config.json and the tokenizer say.
-
-    model.pth is a zip file whose directory holds a checksum of each weight: hashing the directory is hashing the
-    content, without reading gigabytes. A file in torch's old form is hashed whole.
+    """A short hash of what model.pth, config.json and the tokenizer say; of model.pth by the checksums in it, without
+    reading gigabytes, where it has them (see weight_file).
 
     Raises:
         EngineError: "bad_checkpoint": a file can't be read.
@@ -150,43 +147,10 @@ def content_id(folder: str) -> str:
         for name in ("config.json", "tokenizer.tiktoken", "special_tokens.json"):
             with open(os.path.join(folder, name), "rb") as file:
                 digest.update(hashlib.sha256(file.read()).digest())
-        path = os.path.join(folder, "model.pth")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
-                    digest.update(f"{entry.filename.partition('/')[2]}\0{entry.file_size}\0{entry.CRC}\n".encode())
-        else:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    except (OSError, zipfile.BadZipFile) as error:
+        weight_file.hash_content(digest, os.path.join(folder, "model.pth"), ordered=True)
+    except OSError as error:
         raise EngineError("bad_checkpoint", f"{folder} can't be read: {error}; copy the checkpoint again") from error
     return digest.hexdigest()[:16]
-
-
-def read_state(path: str) -> dict[str, Tensor]:
-    """The weights in a file, mapped, by fish-speech's names; whatever wrapper training left around them taken off.
-
-    Raises:
-        EngineError: "bad_checkpoint": it is damaged, not whole, or not a file of weights.
-    """
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each have their own
-        raise EngineError(
-            "bad_checkpoint",
-            f"{path} can't be read as torch weights, it may be half-copied: {_first_line(error)}; copy it again",
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise EngineError("bad_checkpoint", f"{path} holds no weights by name; it is another kind of file")
-    return {str(name).removeprefix("model."): value for name, value in state.items()}
 
 
 def read_weights(
@@ -201,7 +165,7 @@ def read_weights(
         EngineError: "bad_checkpoint": damaged, or not of this shape.
     """
     path = os.path.join(folder, "model.pth")
-    state = read_state(path)
+    state = weight_file.read(path, ("module.", "model."))
     _join_projections(state)
     _check(path, state, shape)
     weights = _Layout(state, shape, semantic, end, device, precision).weights()
@@ -221,22 +185,38 @@ def _join_projections(state: dict[str, Tensor]) -> None:
 
 def _check(path: str, state: dict[str, Tensor], shape: ModelShape) -> None:
     expected = shape.weights()
+    adapters = [name for name in state if "lora_" in name.lower()]
+    if adapters:
+        raise EngineError(
+            "bad_checkpoint",
+            f"{path} holds a LoRA adapter that is not merged ({len(adapters)} weights, {adapters[0]} first), without "
+            "which the base voice would speak: merge it first (fish-speech: tools/llama/merge_lora.py)",
+        )
     wrong = [
         f"{name} is {tuple(state[name].shape)}, not {size}"
         for name, size in expected.items()
         if name in state and tuple(state[name].shape) != size
     ]
     missing = [name for name in expected if name not in state]
-    if missing or wrong:
+    unread = [name for name in state if name not in expected and not _is_stocks_own(name, shape)]
+    if missing or wrong or unread:
         detail = "; ".join(
             ([f"{len(missing)} of {len(expected)} weights are missing, {missing[0]} first"] if missing else [])
             + wrong[:3]
+            + ([f"{len(unread)} weights are of no use to it, {unread[0]} first"] if unread else [])
         )
         raise EngineError(
             "bad_checkpoint",
             f"{path} is not of the model that config.json describes: {detail}; put the files of one checkpoint "
             "together",
         )
+
+
+def _is_stocks_own(name: str, shape: ModelShape) -> bool:
+    """What stock's model has beside weights, and may have been saved with them: tables that are computed, caches, and
+    the head of a model that uses its embeddings for one, which stock does not read either."""
+    tables = ("freqs_cis", "fast_freqs_cis", "causal_mask")
+    return name in tables or ".kv_cache." in name or (name == "output.weight" and shape.tied_head)
 
 
 class _Layout:
@@ -341,8 +321,3 @@ def rotation(positions: int, head_width: int, base: float) -> Tensor:
     angles = torch.outer(torch.arange(positions), rates)
     turned = torch.polar(torch.ones_like(angles), angles)
     return torch.view_as_complex(torch.view_as_real(turned).to(torch.bfloat16).float())
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

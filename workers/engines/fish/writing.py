@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from workers.engine import EngineError, write_failed
 from workers.engines.fish.resampling import resample
-from workers.wav import write_wav
+from workers.wav import check_finite, write_wav
 
 
 class Writer:
@@ -38,9 +38,8 @@ class Writer:
 def _write(
     samples: NDArray[np.float32], sample_rate: int, path: str, out_rate: int | None, subtype: str
 ) -> tuple[int, int]:
-    if not np.isfinite(samples).all():
-        raise EngineError("non_finite", "the audio has samples that are no numbers", retryable=True)
     rate = sample_rate if out_rate is None else out_rate
+    check_finite(samples)  # before resampling, which would smear one NaN over all
     samples = resample(samples, sample_rate, rate)
     try:
         write_wav(path, samples, rate, subtype)
