@@ -189,3 +189,28 @@ def test_the_module_list_is_true() -> None:
         missing += [name for name in [first, *beside] if not (ROOT / name).exists()]
     assert rows
     assert not missing, f"docs/architecture.md names what is not there: {missing}"
+
+
+OPENS_BY_ITSELF = {
+    "daemon.files": "it is the function",
+    "daemon.store": "checks what a worker has written, by its descriptor",
+    "daemon.inbox": "tells a job file's own troubles apart",
+    "daemon.references": "opens what a job names, step by step below its roots",
+    "daemon.embeddings.corpus": "walks a corpus by open folders, with links where that is configured",
+    "daemon.commands.reference_copies": "reads what the user names, links too",
+    "daemon.cluster.node": "reads what its own worker has written",
+    "daemon.bench.embeddings": "its own corpus",
+    "daemon.cluster.bridge": "opens /dev/null",
+}
+
+
+@pytest.mark.parametrize("path", modules("daemon"), ids=name_of)
+def test_one_function_opens_what_others_may_have_made(path: Path) -> None:
+    """Nobody else calls os.open with flags to read: a name in the inbox or the outbox may be a pipe, a link or a device
+    by now."""
+    calls = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.open" and "O_RDONLY" in ast.unparse(node)
+    ]
+    assert not calls or name_of(path) in OPENS_BY_ITSELF, f"{path.relative_to(ROOT)}:{calls}: use files.open_regular"

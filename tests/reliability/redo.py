@@ -261,7 +261,8 @@ class Film:
                 case "redo":
                     segments = self._dice.sample(range(3), self._dice.randint(1, 2))
                     self._drop({"kind": "redo", "segments": segments, "seed": "new"})
-                case "submit":
+                case "submit" if not self._changed:
+                    # One at a time: which of two is the last is the inbox's business, and no redo's.
                     self._submit()
                 case "cancel":
                     (self.stage.inbox / f"{self.name}.cancel").touch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from listening import Listening  # type: ignore[import-not-found]  # beside this file, on worker.path
+from listening import Listening  # type: ignore[import-not-found]  # it is on the worker's path
 
 from workers.engine import Failed, Segment, Spoken
 
@@ -20,5 +20,5 @@ class Seeded(Listening):  # type: ignore[misc]
         if hashlib.sha256(take.encode()).digest()[0] % 6 == 0:
             del self._running[segment.ticket]
             return Failed(segment.ticket, "bad_seed", "this seed fails", retryable=False)
-        done: Spoken | Failed = super()._speak(dataclasses.replace(segment, text=take))
-        return done
+        spoken: Spoken | Failed = super()._speak(dataclasses.replace(segment, text=take))
+        return spoken
