@@ -298,8 +298,8 @@ class Service:
         return self.ends_well("crash", before)
 
     def all_killed(self) -> str:
-        """systemctl kill with SIGKILL: the daemon and its workers at once. With the old layout of control groups, systemd in
-        a container may not hear that the last of them has gone, and then waits TimeoutStopSec before it starts another."""
+        """systemctl kill with SIGKILL: the daemon and its workers at once. With the old layout of control groups,
+        systemd in a container may not hear that the last of them has gone, and waits TimeoutStopSec for that."""
         before = self.begin("all_killed", 120)
         pid = self.pid
         self.said("systemctl", "kill", "--signal=KILL", "dubd")
