@@ -20,6 +20,7 @@ PAGES = "/opt/dubd/share/doc/dubd"
 MOST_EXPOSURE = 2.0
 WATCHDOG_S = 60.0
 READY_S = 60.0
+KILLED_S = 150.0
 JOB_S = 240.0
 INSTALL_S = 400.0
 BEFORE = 12
@@ -297,11 +298,12 @@ class Service:
         return self.ends_well("crash", before)
 
     def all_killed(self) -> str:
-        """systemctl kill with SIGKILL: the daemon and its workers at once."""
+        """systemctl kill with SIGKILL: the daemon and its workers at once. With the old layout of control groups,
+        systemd in a container may not hear that the last of them has gone, and waits TimeoutStopSec for that."""
         before = self.begin("all_killed", 120)
         pid = self.pid
         self.said("systemctl", "kill", "--signal=KILL", "dubd")
-        until("another daemon", lambda: self.pid if self.pid not in (0, pid) else None, READY_S)
+        until("another daemon", lambda: self.pid if self.pid not in (0, pid) else None, KILLED_S)
         return self.ends_well("all_killed", before)
 
     def all_terminated(self) -> str:
