@@ -177,7 +177,7 @@ def test_the_task_files_are_jobs(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
     (clips / "anna.wav").write_bytes(recording("ines"))
-    daemon = DaemonUnderTest(tmp_path, paths__mapped={"C:\\clips": str(clips)})
+    daemon = DaemonUnderTest(tmp_path, paths__mapped={"C:\\clips": str(clips)}, paths__output_roots=[str(clips)])
     try:
         daemon.start()
         daemon.run("encode", encode)

@@ -95,15 +95,15 @@ def test_encode_and_generate(make: Make, checkpoint: Path) -> None:
     }
     dubd.run("encode", {"mode": "encode", "speakers": [speaker]})
     assert read_json(dubd.outbox / "encode" / "results.json") == [
-        {"speaker_id": 0, "npy_file": str(dubd.inbox / "a.npy")}
+        {"speaker_id": 0, "npy_file": str(dubd.outbox / "encode" / "segment_0000.npy")}
     ]
-    made = np.load(dubd.inbox / "a.npy")
+    made = np.load(dubd.outbox / "encode" / "segment_0000.npy")
     assert made.shape[0] == 10 and made[0].max() < 4096 and made[1:].max() < 1024
     task = {
         "segment_index": 3,
         "speaker_id": 0,
         "target_text": "Said again.",
-        "npy_file": "a.npy",
+        "npy_file": str(dubd.outbox / "encode" / "segment_0000.npy"),
         "reference_text": "x",
     }
     manifest = dubd.run("generate", {"mode": "generate", "tasks": [task], "defaults": {"max_new_tokens": 40}})

@@ -78,7 +78,6 @@ class Stage:
         noise = numpy.random.default_rng(1).normal(0, 0.1, rate * 5 // 4).astype(numpy.float32)
         soundfile.write(str(self.inbox / "anna.wav"), noise, rate)
         numpy.save(self.inbox / "bo.npy", numpy.full((10, 20), 7, dtype=numpy.int64))
-        self.placed.mkdir()
         places = {"paths.root": self.root, "paths.output_roots": [str(self.placed)]}
         whole = {**SETTINGS, **places, "engine.options": {"told": str(self.told)}, **settings}
         if self.elsewhere is not None:
@@ -276,6 +275,8 @@ class Scene:
 
 
 def drop(stage: Stage, document: Mapping[str, Any]) -> None:
+    if "PLACED" in json.dumps(document):
+        stage.placed.mkdir(exist_ok=True)
     text = json.dumps(document).replace("INBOX", str(stage.inbox)).replace("PLACED", str(stage.placed))
     (stage.inbox / ".scene.part").write_text(text, "utf-8")
     (stage.inbox / ".scene.part").rename(stage.inbox / "scene.json")
