@@ -129,6 +129,10 @@ def test_mistakes_with_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert "is empty" in told(str(checkpoint))
     model.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "git-lfs" in told(str(checkpoint))
+    model.write_bytes(b"<!DOCTYPE html><html>")
+    assert "web page" in told(str(checkpoint))
+    model.write_bytes(whole.replace(b"x" * 5000, b"x" * 900 + bytes(4100)))
+    assert "model.pth is damaged: archive/data.pkl" in told(str(checkpoint))
     model.write_bytes(whole)
 
     (checkpoint / "config.json").write_text('{"model_type": "llama"}')

@@ -123,6 +123,7 @@ def test_whole_rows_say_the_same(weights: Weights, step: fused.FusedStep, monkey
         assert same[:1].all() if DEVICE.type == "cuda" else same.all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # the interpreter computes with numpy, which tells
 def test_a_row_of_nan_ends_unsound_and_alone(weights: Weights, step: fused.FusedStep) -> None:
     """As decoder.step does it: the flag of that row falls, it goes on no further, and the others' stay."""
     caches = [Cache(weights, 3, 64) for _ in range(2)]

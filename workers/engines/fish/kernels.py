@@ -312,6 +312,7 @@ def sample(
     finite = tl.min(tl.where(inside, (tl.abs(values) < float("inf")).to(tl.int32), 1), axis=0)
     unsound = (finite == 0) & (tl.load(active + row) != 0)
     tl.store(sound + row, tl.where(unsound, 0, tl.load(sound + row)).to(tl.int8))
+    values = tl.where(finite == 0, 0.0, values)  # the draw is of no use, but must be one
     values = tl.where(penalised, tl.where(values < 0, values * factor, values / factor), values)
     if CODEBOOK == 0:
         values = tl.where(masked, float("-inf"), values)
