@@ -26,6 +26,7 @@ from tests.reliability import (
     flood,
     hostile,
     matrix,
+    owners,
     redo,
     restart,
     traced,
@@ -133,6 +134,11 @@ def redoing(short: bool, _settings: Settings) -> Iterator[Row]:
     yield from redo.attacks(0.02 if short else 1.0)
 
 
+def the_owners(short: bool, _settings: Settings) -> Iterator[Row]:
+    """One job_id again and again before two daemons that are killed and stopped."""
+    yield from owners.attacks(0.015 if short else 1.0)
+
+
 Attack = Callable[[bool, Settings], Iterator[Row]]
 
 ATTACKS: dict[str, Attack] = {
@@ -151,6 +157,7 @@ ATTACKS: dict[str, Attack] = {
     "upkeep": what_lasts,
     "restart": a_restart,
     "redo": redoing,
+    "owners": the_owners,
 }
 
 SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
@@ -158,7 +165,7 @@ SIDE_BY_SIDE: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("matrix",),),
     (
         ("chaos", "hostile", "upkeep"),
-        ("inbox", "drops", "wire", "utterances", "engines"),
+        ("inbox", "drops", "wire", "utterances", "engines", "owners"),
         ("redo", "restart", "cluster", "strace", "scale"),
     ),
 )

@@ -98,3 +98,9 @@ def test_a_restart_suspects_no_more_than_what_was_out() -> None:
 def test_redoing_takes_nothing_away() -> None:
     """20 folders that others have filled with pipes, links and worse, and 20 histories of films and redos."""
     assert "redo: histories" in attack("redo")
+
+
+@pytest.mark.timeout(300)
+def test_a_job_id_belongs_to_one_daemon_at_a_time() -> None:
+    """Three job_ids, each dropped again and again before two daemons that are killed, stopped and taken over from."""
+    assert "before two daemons" in attack("owners")
