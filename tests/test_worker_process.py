@@ -364,13 +364,16 @@ async def test_no_descriptors_are_left() -> None:
 
 
 def test_the_environment_of_a_worker() -> None:
-    """No GPU where none is meant, the threads it may use, nothing of the service manager; another interpreter gets
-    nothing that would lead it to the daemon's packages."""
+    """No GPU where none is meant, the threads it may use, which sleep while they wait unless somebody wants otherwise;
+    nothing of the service manager; another interpreter gets nothing that would lead it to the daemon's packages."""
     environ = {"PYTHONPATH": "/ours", "NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "1", "LANG": "C", "VIRTUAL_ENV": "/v"}
     ours = worker_command("", ["/path"], environ, gpu=False, threads=3)
     assert ours.python == sys.executable and ours.environment["PYTHONPATH"] == "/ours"
     assert ours.environment["CUDA_VISIBLE_DEVICES"] == "" and ours.environment["OMP_NUM_THREADS"] == "3"
     assert ours.environment["LANG"] == "C" and "NOTIFY_SOCKET" not in ours.environment
+    assert ours.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    chosen = worker_command("", [], {"OMP_WAIT_POLICY": "ACTIVE"}, gpu=False, threads=3)
+    assert chosen.environment["OMP_WAIT_POLICY"] == "ACTIVE"
     assert list(ours.arguments)[-2:] == ["--path", "/path"]
     other = worker_command("/opt/bin/python", [], environ, gpu=True, threads=1)
     assert "PYTHONPATH" not in other.environment and "VIRTUAL_ENV" not in other.environment
