@@ -21,8 +21,8 @@ def worker_environment(environ: Mapping[str, str], *, own_python: bool, gpu: boo
         environment["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = str(threads)
-    # Threads of a parallel region that wait for the others sleep. Spinning, they burn the cores that those need: on two busy
-    # cores a small model took twenty times as long with two threads as with one.
+    # Threads of a parallel region that wait for the others sleep. Spinning, they burn the cores that those need: on two
+    # busy cores a small model took twenty times as long with two threads as with one.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
