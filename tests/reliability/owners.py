@@ -133,7 +133,7 @@ def histories(folder: Path, count: int) -> Row:
         daemons += [Daemon(stage, number) for number in range(2)]
         for first in range(0, count, AT_ONCE):
             films = [Films(stage, seed) for seed in range(first, min(first + AT_ONCE, count))]
-            dice = random.Random(f"daemons {first}")
+            dice = random.Random(f"disturb {first}")
             for _ in range(STEPS):
                 for film in films:
                     film.act()
@@ -164,7 +164,7 @@ def histories(folder: Path, count: int) -> Row:
 def _disturb(daemons: list[Daemon], dice: random.Random) -> None:
     time.sleep(dice.choice((0.0, 0.05, 0.2)))
     one = dice.choice(daemons)
-    match dice.choice(("kill", "stop", "stop", "stop and kill", "go on", "nothing")):
+    match dice.choice(("kill", "stop", "stop", "stop and kill", "go on")):
         case "kill":
             one.kill()
         case "stop":
@@ -176,11 +176,9 @@ def _disturb(daemons: list[Daemon], dice: random.Random) -> None:
             one.stop()
             time.sleep(dice.choice((0.1, 2 * TAKEOVER_S)))
             one.kill()
-        case "go on":
+        case _:
             for daemon in daemons:
                 daemon.go_on()
-        case _:
-            pass
 
 
 def _quiet(stage: Stage, daemons: list[Daemon]) -> None:
