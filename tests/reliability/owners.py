@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daemon import ownership
+from daemon import files, ownership
 from tests.reliability.lives import Life, NotSurvived, hurry, preload, until
 from tests.reliability.scenes import Stage, dub
 from tests.reliability.table import Row
@@ -42,9 +42,42 @@ def attacks(share: float) -> Iterator[Row]:
         yield histories(Path(folder), max(3, round(200 * share)))
 
 
+class Napping(files.Disk):
+    """A disk that now and then takes its time before a change, so that a stop falls between any two."""
+
+    def create(self, path: Path, flags: int, mode: int) -> int:
+        _nap()
+        return super().create(path, flags, mode)
+
+    def rename(self, source: Path, target: Path) -> None:
+        _nap()
+        super().rename(source, target)
+
+    def rename_new(self, source: Path, target: Path) -> None:
+        _nap()
+        super().rename_new(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        _nap()
+        super().link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        _nap()
+        super().unlink(path)
+
+    def unlink_in(self, folder: int, name: str) -> None:
+        _nap()
+        super().unlink_in(folder, name)
+
+
+def _nap() -> None:
+    time.sleep(random.choice((0.0, 0.0, 0.01, 0.03)))
+
+
 def quick() -> None:
     """In the daemon's own process: what takes minutes takes less than a second. Nobody may set these."""
     hurry()
+    files.disk = Napping()
     ownership.BEAT_S, ownership.TAKEOVER_S, ownership.LOOK_S = 0.05, TAKEOVER_S, 0.02
 
 
@@ -100,7 +133,7 @@ def histories(folder: Path, count: int) -> Row:
         daemons += [Daemon(stage, number) for number in range(2)]
         for first in range(0, count, AT_ONCE):
             films = [Films(stage, seed) for seed in range(first, min(first + AT_ONCE, count))]
-            dice = random.Random(f"daemons {first}")
+            dice = random.Random(f"disturb {first}")
             for _ in range(STEPS):
                 for film in films:
                     film.act()
@@ -131,7 +164,7 @@ def histories(folder: Path, count: int) -> Row:
 def _disturb(daemons: list[Daemon], dice: random.Random) -> None:
     time.sleep(dice.choice((0.0, 0.05, 0.2)))
     one = dice.choice(daemons)
-    match dice.choice(("kill", "stop", "stop", "stop and kill", "go on", "nothing")):
+    match dice.choice(("kill", "stop", "stop", "stop and kill", "go on")):
         case "kill":
             one.kill()
         case "stop":
@@ -143,11 +176,9 @@ def _disturb(daemons: list[Daemon], dice: random.Random) -> None:
             one.stop()
             time.sleep(dice.choice((0.1, 2 * TAKEOVER_S)))
             one.kill()
-        case "go on":
+        case _:
             for daemon in daemons:
                 daemon.go_on()
-        case _:
-            pass
 
 
 def _quiet(stage: Stage, daemons: list[Daemon]) -> None:
@@ -162,8 +193,8 @@ def _quiet(stage: Stage, daemons: list[Daemon]) -> None:
             daemon.check()
         # The jobs before the claims: what leaves the inbox for a claim comes into a state after that.
         held = [path.name for daemon in daemons for path in daemon.jobs.glob("*") if not path.name.endswith(".part")]
-        files = [name for name in names_below(stage.inbox) if name.endswith(".json")]
-        return files + held
+        dropped = [name for name in names_below(stage.inbox) if name.endswith(".json")]
+        return dropped + held
 
     try:
         until(lambda: not at_work(), "the end of all films", PATIENCE_S)

@@ -102,5 +102,5 @@ def test_redoing_takes_nothing_away() -> None:
 
 @pytest.mark.timeout(300)
 def test_a_job_id_belongs_to_one_daemon_at_a_time() -> None:
-    """Three job_ids, each dropped again and again before two daemons that are killed, stopped and taken over from."""
+    """Three job_ids, each dropped again and again before two daemons that are killed and stopped."""
     assert "before two daemons" in attack("owners")
