@@ -112,7 +112,8 @@ async def test_a_mistake_of_the_moment_costs_no_job(
     monkeypatch.setattr(reception, "STUMBLE_PAUSE_S", 0.0)
     monkeypatch.setattr(reception, "SPACE_CHECK_S", 0.0)
     signs = SimpleNamespace(warnings={}, wake=lambda: None)
-    jobs = SimpleNamespace(live_id=None, taken_names=None, mounts=SimpleNamespace(check=lambda folder: None))
+    mounts = SimpleNamespace(check=lambda folder: None)
+    jobs = SimpleNamespace(live_id=None, taken_names=None, latest=None, mounts=mounts)
     inbox = SimpleNamespace(settle=print, has_lost=lambda claim: False)
     one = reception.Reception(settings, inbox, jobs, signs, tasks=None)  # type: ignore[arg-type]
     found: object = await one._accept(Claim(new_token(), tmp_path / "film.json", 0.0))

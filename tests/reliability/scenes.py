@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import soundfile
 
-from daemon import files
+from daemon import files, ownership
 from daemon.journal import read_journal
 from tests.reliability.faulty_disk import KILLED, Fault, FaultyDisk
 from tests.reliability.lives import Life, NotSurvived, toml
@@ -186,7 +186,7 @@ class Stage:
     def leftovers(self) -> list[Path]:
         """What is half made, where others look or among the jobs. A living daemon is rid of it at once."""
         folders = (self.root, self.root / "state", self.jobs, self.outbox, self.outbox / "scene")
-        return [path for folder in folders for path in folder.glob(".*")]
+        return [path for folder in folders for path in folder.glob(".*") if path != self.outbox / ownership.DAEMONS]
 
 
 def _texts(manifest: Mapping[str, Any]) -> set[str]:
