@@ -166,7 +166,7 @@ def compare_lists(stage: Stage) -> None:
 
 def _changes_in(trace: str, stage: Stage) -> Iterator[str]:
     """The changes to the stage's folders, by the names that points have."""
-    for line in trace.splitlines():
+    for line in _whole_lines(trace):
         found = re.match(r"\d+\s+(\w+)\((.*)\)\s+= ", line)
         if found is None:
             continue
@@ -186,6 +186,19 @@ def _changes_in(trace: str, stage: Stage) -> Iterator[str]:
             name = f"{call} {general(Path(path), stage.roots)}"
             if not NOT_OURS.search(name):
                 yield name
+
+
+def _whole_lines(trace: str) -> Iterator[str]:
+    """The calls, each on a line: strace cuts one in two where another thread's comes between."""
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        thread, _, rest = line.partition(" ")
+        if line.endswith(" <unfinished ...>"):
+            begun[thread] = line.removesuffix(" <unfinished ...>")
+        elif resumed := re.match(r"\s*<\.\.\. \w+ resumed>(.*)", rest):
+            yield begun.pop(thread, thread) + resumed[1]
+        else:
+            yield line
 
 
 def attacks(runs: int = 50) -> Iterator[Row]:
