@@ -369,22 +369,6 @@ def put_aside(path: Path, folder: Path) -> Path:
     raise AssertionError  # there is always another number
 
 
-def move(source: Path, target: Path) -> None:
-    """Move a synced file to ``target``, replacing it, over file systems too. The caller syncs ``target``'s folder,
-    once for many moves; until then a power cut may bring ``source`` back, but never takes both."""
-    try:
-        disk.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    else:
-        return
-    copy(source, target)
-    # Two file systems keep no order between them: the copy must be there before the original goes.
-    fsync_folder(target.parent)
-    disk.unlink(source)
-
-
 def place_new(source: Path, target: Path) -> bool:
     """Have ``source`` under ``target`` as well, never replacing anything: by a link where the file system has them,
     else by a copy. False when another file has that name; True too when an earlier call has done it. The caller syncs

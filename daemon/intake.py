@@ -220,7 +220,11 @@ def _snapshot_once(
 
 def restore_references(job: LiveJob, settings: Settings) -> None:
     """Look whether the references of a job from an earlier run of the daemon are what was accepted. One that is not is
-    copied anew from where it came from, if that is the same still; else ``job.lost`` says so. Runs in a thread."""
+    copied anew from where it came from, if that is the same still; else ``job.lost`` says so. Runs in a thread.
+
+    Raises:
+        OSError: the machine lacks what it takes to look (SHORTAGES).
+    """
     folder = job.folder / "references"
     asked = {speaker.id: speaker.references for speaker in job.job.speakers}
     for speaker, references in job.voices.items():
@@ -235,6 +239,8 @@ def restore_references(job: LiveJob, settings: Settings) -> None:
                 again = _snapshot_once(reference, settings, folder, {})
                 why = str(again) if isinstance(again, ReferenceRefused) else "it is another recording now"
             except OSError as error:
+                if error.errno in files.SHORTAGES:
+                    raise
                 again, why = None, error.strerror or str(error)
             if not isinstance(again, VoiceReference) or again.sha256 != kept.sha256:
                 job.lost = (

@@ -216,35 +216,43 @@ class JobRun:
         """Put in order what still can be: what was spoken is published, the rest fails for this reason, and the
         manifest says so."""
         self.failure = code, message
-        if not self.job.ended:
-            if self._outbox is None:
-                await self._have_folder()
-            for step in (self._fail_what_waits, self._publish_the_rest, self._finish):
-                try:
-                    await step()
-                except (OutboxConflict, JobRejected):
-                    raise
-                except Exception:
-                    log.exception("a job that has failed can't be put in order", job=self.job.job_id)
         try:
-            if not self.job.ended:
-                await self._finish(plainly=True)
+            try:
+                await self._put_in_order()
+            except TakenOver:
+                await self._give_way()
+            await self._insist("giving the folder free", self.release)
             await self._remove_traces()
-        except (OutboxConflict, JobRejected):
+        except (OutboxConflict, JobRejected, Stumbled):
             raise
         except Exception as error:
             raise Stumbled(message) from error
+
+    async def _put_in_order(self) -> None:
+        if self.job.ended:
+            return
+        if self._outbox is None:
+            await self._have_folder()
+        for step in (self._fail_what_waits, self._publish_the_rest, self._finish):
+            try:
+                await step()
+            except (OutboxConflict, JobRejected, TakenOver):
+                raise
+            except Exception:
+                log.exception("a job that has failed can't be put in order", job=self.job.job_id)
+        if not self.job.ended:
+            await self._finish(plainly=True)
 
     async def _have_folder(self) -> None:
         """Take the folder in the outbox, if that can be done at all.
 
         Raises:
-            OutboxConflict, Stumbled: it can't.
+            OutboxConflict, TakenOver, Stumbled: it can't.
         """
         try:
             self._folder = await self._insist("taking the job's folder in the outbox", self._take)
             self.job.started_at = self.job.started_at or self._now()
-        except (OutboxConflict, JobRejected):
+        except (OutboxConflict, JobRejected, TakenOver):
             raise
         except Exception as error:
             log.exception("a job that has failed has no folder", job=self.job.job_id)

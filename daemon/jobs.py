@@ -194,6 +194,8 @@ class Jobs:
             conflict = (Reason("$.job_id", "outbox_conflict", str(error)),)
             claim = Claim(job.token, self.inbox.claimed / job.token / job.name, job.received_at)
             await self.reject(claim, error.reasons if isinstance(error, JobRejected) else conflict, job.job_id)
+            with suppress(OSError):
+                await run.release()
             job.close()
             await anyio.to_thread.run_sync(files.remove_tree, job.folder)
         except Stumbled as error:

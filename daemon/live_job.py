@@ -67,7 +67,7 @@ class VoiceReference:
 class LiveSegment:
     """One segment and what has come of it so far. ``published``: its file is in the outbox."""
 
-    counted_in: Segments | None = field(default=None, init=False, repr=False, compare=False)
+    counted_in: Segments[LiveSegment] | None = field(default=None, init=False, repr=False, compare=False)
     segment: Segment
     status: SegmentStatus = "waiting"
     attempts: int = 0
@@ -163,7 +163,7 @@ class LiveJob:
     job: Job
     voices: dict[str, tuple[VoiceReference, ...]]
     journal: Journal
-    segments: Segments
+    segments: Segments[LiveSegment]
     received_at: float
     seen: int = 0
     """The look at the inbox that found its file; 0: that was in an earlier life of the daemon."""

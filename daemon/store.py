@@ -93,7 +93,15 @@ def store(deliveries: Sequence[Delivery]) -> list[Spoilt]:
         job = fresh[0].job
         files.fsync_folder(job.segments_folder)
         records = [spoken_record(delivery.position, _as_segment(delivery)) for delivery in fresh]
-        job.journal.append(records)
+        try:
+            job.journal.append(records)
+        except ValueError as error:  # it holds a number that JSON can't; where there are more, each is tried by itself
+            spoilt += (
+                [Spoilt(fresh[0], "internal_error", f"it can't be recorded: {error}")]
+                if len(fresh) == 1
+                else [bad for delivery in fresh for bad in store([delivery])]
+            )
+            continue
         for delivery in fresh:
             delivery.recorded = True
             job.finish(delivery.position, _as_segment(delivery))

@@ -11,21 +11,38 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 from daemon.core.footprint import segment_bytes
-from daemon.core.job import Job
-
-if TYPE_CHECKING:
-    from daemon.live_job import LiveSegment
+from daemon.core.job import Job, Segment
 
 
-class Segments(list["LiveSegment"]):
+class Counted(Protocol):
+    """What a segment must be to be counted."""
+
+    counted_in: Segments[Any] | None
+    segment: Segment
+    begun: bool
+    cached: bool
+    frames: int
+    sample_rate: int
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def cost(self) -> float: ...
+
+
+S = TypeVar("S", bound=Counted)
+
+
+class Segments(list[S]):
     """The segments of ``job``, in order. ``by_status``: how many have each; ``cached`` of those that are ok;
     ``running``: begun and not ended; ``totals`` and ``ended``: by speaker; ``cost_waiting`` in the scheduler's unit and
     ``bytes_waiting``, about: of what waits. May be changed from several threads."""
 
-    def __init__(self, job: Job, segments: Iterable[LiveSegment]) -> None:
+    def __init__(self, job: Job, segments: Iterable[S]) -> None:
         super().__init__(segments)
         self._job = job
         self.totals = Counter(segment.segment.speaker for segment in self)
@@ -52,7 +69,7 @@ class Segments(list["LiveSegment"]):
         """Seconds of what is ok."""
         return sum(frames / rate for rate, frames in self._frames.items())
 
-    def change(self, segment: LiveSegment, name: str, value: object) -> None:
+    def change(self, segment: Counted, name: str, value: object) -> None:
         """Set one of the ``counted`` attributes of a segment that stands here."""
         with self._lock:
             if name == "begun":  # the most frequent by far
@@ -63,7 +80,7 @@ class Segments(list["LiveSegment"]):
             _SLOTS[name].__set__(segment, value)
             self._count(segment, 1)
 
-    def __setitem__(self, position: SupportsIndex, segment: LiveSegment) -> None:  # type: ignore[override]  # no slices
+    def __setitem__(self, position: SupportsIndex, segment: S) -> None:  # type: ignore[override]  # no slices
         with self._lock:
             before = self[position]
             before.counted_in = None
@@ -72,7 +89,7 @@ class Segments(list["LiveSegment"]):
             segment.counted_in = self
             self._count(segment, 1)
 
-    def _count(self, segment: LiveSegment, sign: int) -> None:
+    def _count(self, segment: Counted, sign: int) -> None:
         status = segment.status
         self.by_status[status] += sign
         if status == "waiting":
@@ -91,16 +108,16 @@ _SLOTS: dict[str, Any] = {}
 """What holds the counted attributes."""
 
 
-def counted(kind: type[LiveSegment], *names: str) -> None:
+def counted(kind: type[Any], *names: str) -> None:
     """Let these attributes of the segments be counted where they stand in Segments."""
     for name in names:
         setattr(kind, name, _counted(kind, name))
 
 
-def _counted(kind: type[LiveSegment], name: str) -> property:
+def _counted(kind: type[Any], name: str) -> property:
     slot = _SLOTS[name] = vars(kind)[name]
 
-    def change(segment: LiveSegment, value: object) -> None:
+    def change(segment: Counted, value: object) -> None:
         if segment.counted_in is None:
             slot.__set__(segment, value)
         else:

@@ -222,30 +222,38 @@ def test_rename_new_where_the_kernel_can_not(tmp_path: Path) -> None:
     assert taken.read_bytes() == b"theirs" and (tmp_path / "free").read_bytes() == b"mine"
 
 
-def test_move_replaces_within_a_file_system(tmp_path: Path) -> None:
-    """A move is one rename: the same file under another name."""
+def test_publish_replaces_within_a_file_system(tmp_path: Path) -> None:
+    """The same file under another name too; it lies there under a hidden one when it is asked whether it may."""
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"new")
     target.write_bytes(b"old")
-    inode = source.stat().st_ino
-    files.move(source, target)
-    assert target.read_bytes() == b"new" and target.stat().st_ino == inode
-    assert names(tmp_path) == ["b"]
+    seen: list[tuple[int, bytes]] = []
+    files.publish(source, target, tmp_path, lambda: seen.append((len(names(tmp_path)), target.read_bytes())))
+    assert seen == [(3, b"old")]
+    assert target.read_bytes() == b"new" and target.samefile(source)
+    files.publish(source, target, tmp_path, lambda: None)  # again, after a crash
+    assert names(tmp_path) == ["a", "b"]
 
 
-def test_move_across_file_systems(tmp_path: Path, elsewhere: Path) -> None:
-    """The content arrives whole, the original goes, and a move that fails leaves the original."""
+def test_publish_across_file_systems(tmp_path: Path, elsewhere: Path) -> None:
+    """The content arrives whole, and what fails or may not be leaves all as it was."""
     content = os.urandom(files.COPY_BYTES + 12_345)
     source, target = elsewhere / "a.wav", tmp_path / "b.wav"
     source.write_bytes(content)
     with pytest.raises(FileNotFoundError):
-        files.move(source, tmp_path / "missing" / "b.wav")
-    assert source.exists()
-    files.move(source, target)
-    assert target.read_bytes() == content
-    assert names(elsewhere) == [] and names(tmp_path) == ["b.wav"]
+        files.publish(source, tmp_path / "missing" / "b.wav", tmp_path / "missing", lambda: None)
+
+    def overtaken() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        files.publish(source, target, tmp_path, overtaken)
+    assert source.exists() and names(tmp_path) == []
+    files.publish(source, target, tmp_path, lambda: None)
+    assert target.read_bytes() == content and names(tmp_path) == ["b.wav"]
+    source.unlink()
     with pytest.raises(FileNotFoundError):
-        files.move(source, target)
+        files.publish(source, target, tmp_path, lambda: None)
 
 
 def test_a_link_is_not_carried_to_another_file_system(tmp_path: Path, elsewhere: Path) -> None:
@@ -253,7 +261,7 @@ def test_a_link_is_not_carried_to_another_file_system(tmp_path: Path, elsewhere:
     (elsewhere / "secret").write_bytes(b"secret")
     (elsewhere / "link").symlink_to(elsewhere / "secret")
     with pytest.raises(OSError) as caught:
-        files.move(elsewhere / "link", tmp_path / "link")
+        files.publish(elsewhere / "link", tmp_path / "link", tmp_path, lambda: None)
     assert caught.value.errno == errno.ELOOP
     assert names(tmp_path) == []
 

@@ -275,6 +275,15 @@ def test_long_recordings_are_not_held_in_memory(job: LiveJob) -> None:
     assert most < 2 * frames, "less than one of them"
 
 
+def test_what_can_not_be_recorded_harms_nobody_else(job: LiveJob) -> None:
+    """A number that JSON can't hold, as a finishing process may say one, spoils its segment alone."""
+    deliveries = [deliver(job, 0), deliver(job, 1, finishing={"gain_db": float("nan")}), deliver(job, 2)]
+    (spoilt,) = store(deliveries)
+    assert (spoilt.delivery.position, spoilt.code) == (1, "internal_error")
+    assert sorted(oks(job)) == [0, 2]
+    assert [segment.status for segment in job.segments] == ["ok", "waiting", "ok"]
+
+
 def test_jobs_are_stored_side_by_side(tmp_path: Path) -> None:
     """A batch may be of many jobs; each has its own journal."""
     jobs = [make_live_job(tmp_path) for _ in range(3)]

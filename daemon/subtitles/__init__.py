@@ -31,6 +31,20 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """``start_ms`` and ``end_ms`` are milliseconds on the film's clock. ``line``: where its times stand, from 1.
+    ``number``: as the file counts it, or its place in the file. ``lines``: its text with all marks, each with where
+    it stands. ``actor``: who speaks, where the format has a place for that."""
+
+    number: int
+    line: int
+    start_ms: int
+    end_ms: int
+    lines: tuple[tuple[int, str], ...]
+    actor: str = ""
+
+
 def lines_text(lines: list[int]) -> str:
     """ "line 12", "lines 12, 15 and 18", "lines 12, 15, 18 and 397 more"."""
     if len(lines) == 1:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from daemon.core.reasons import quoted
-from daemon.subtitles import Mistake, Notice
+from daemon.subtitles import Cue, Mistake, Notice
+from daemon.subtitles.substation import read_substation
 from daemon.subtitles.times import Timing, doubt, dressed_number, plain_number, read_timing, without_invisible
 
 Format = Literal["SubRip", "WebVTT", "SubStation"]
@@ -32,20 +33,6 @@ _HLS_MPEGTS = re.compile(r"MPEGTS:(\d{1,12})")
 
 DEFAULT_FPS = 25.0
 """Pictures a second, where the times count pictures and nobody says how many there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cue:
-    """``start_ms`` and ``end_ms`` are milliseconds on the film's clock. ``line``: where its times stand, from 1.
-    ``number``: as the file counts it, or its place in the file. ``lines``: its text with all marks, each with where
-    it stands. ``actor``: who speaks, where the format has a place for that."""
-
-    number: int
-    line: int
-    start_ms: int
-    end_ms: int
-    lines: tuple[tuple[int, str], ...]
-    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +61,6 @@ def read_cues(
         cues = list(_read_blocks(_without_vtt_blocks(lines), mistakes, notices, fps, vtt=True))
         found = CueFile("WebVTT", tuple(_moved(cues, _hls_offsets(lines))), language)
     elif substation:
-        from daemon.subtitles.substation import read_substation
-
         found = CueFile("SubStation", tuple(read_substation(text, mistakes, notices)))
     else:
         found = CueFile("SubRip", tuple(_read_blocks(lines, mistakes, notices, fps, vtt=False)))

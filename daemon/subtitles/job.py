@@ -18,9 +18,9 @@ from typing import Any
 from daemon.core.job import JobRejected, Limits, Reason
 from daemon.core.job_parser import parse_job
 from daemon.core.reasons import quoted
-from daemon.subtitles import Mistake, Notice, lines_text
+from daemon.subtitles import Cue, Mistake, Notice, lines_text
 from daemon.subtitles.cast import Cast, Voice, fold, read_cast
-from daemon.subtitles.cues import Cue, CueFile, clock, read_cues
+from daemon.subtitles.cues import CueFile, clock, read_cues
 from daemon.subtitles.encoding import Decoded, NotText, broken_character, decode
 from daemon.subtitles.rolling import unrolled
 from daemon.subtitles.speaker_table import SpeakerTable, read_speaker_table

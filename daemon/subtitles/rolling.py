@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from daemon.subtitles.cues import Cue
+from daemon.subtitles import Cue
 from daemon.subtitles.markup import plain
 
 TOUCHING_MS = 120

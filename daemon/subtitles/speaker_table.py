@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.core.reasons import quoted
-from daemon.subtitles import Mistake
-from daemon.subtitles.cues import Cue, milliseconds
+from daemon.subtitles import Cue, Mistake
+from daemon.subtitles.cues import milliseconds
 
 MOST_CUES_IN_A_RANGE = 100_000
 

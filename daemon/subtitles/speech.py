@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from daemon.subtitles.cues import Cue
+from daemon.subtitles import Cue
 from daemon.subtitles.markup import VOICE_MARK, plain, unescaped
 
 Form = Literal["colon", "bracket", "voice"]

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from daemon.core.reasons import quoted
-from daemon.subtitles import Mistake, Notice, lines_text
-from daemon.subtitles.cues import Cue
+from daemon.subtitles import Cue, Mistake, Notice, lines_text
 
 _EVENT = re.compile(r"(?:Dialogue|Comment)\s*:")
 _EVENT_TIMES = re.compile(r"[^:]+:[^,]*,\s*\d+:\d{1,2}:\d{1,2}[.,:]\d+\s*,\s*\d+:\d{1,2}:\d{1,2}[.,:]\d+\s*,")

@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tests.other_user import NOBODY, as_nobody, possible
 from tests.reliability.flood import ONE_LINE, PATIENCE_S, Inbox
 from tests.reliability.lives import Life, NotSurvived, hurry, preload, until
-from tests.reliability.table import Row
+from tests.reliability.table import Row, rows_of
 from tests.reliability.watching import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,7 +306,7 @@ def attacks(share: float = 1.0) -> Iterator[Row]:
     def part(whole: int, least: int = 1) -> int:
         return max(least, round(whole * share))
 
-    runs: list[tuple[str, int, Callable[[], Any]]] = [
+    runs: list[tuple[str, int, Callable[[], Row]]] = [
         ("cancels", part(5_000), lambda: cancels(base, part(5_000), full=full)),
         ("broken files", part(5_000), lambda: behind(base, part(5_000), full=full)),
         ("late cancels", part(40), lambda: late(base, part(40), 12 if not full else 40)),
@@ -319,11 +318,6 @@ def attacks(share: float = 1.0) -> Iterator[Row]:
     else:
         print("only root may be another user: files of others are left out", file=sys.stderr)
     try:
-        for name, tries, run in runs:
-            try:
-                yield run()
-            except Exception as error:  # noqa: BLE001 - whatever a check stumbles over is a finding
-                print(f"drops: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                yield Row(f"drops: {name}", tries, 0)
+        yield from rows_of("drops", runs)
     finally:
         shutil.rmtree(base, ignore_errors=True)

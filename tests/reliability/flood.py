@@ -23,7 +23,7 @@ from typing import Any
 from tests.reliability.guard import die_with_parent, memory_folder
 from tests.reliability.lives import Life, NotSurvived, hurry, preload, until
 from tests.reliability.scenes import Stage
-from tests.reliability.table import Row
+from tests.reliability.table import Row, rows_of
 from tests.reliability.watching import LONGEST_SILENCE_S, MIB, MOST_MEMORY, Watch, memory_peak
 
 PATIENCE_S = 900.0
@@ -341,12 +341,7 @@ def attacks(share: float = 1.0) -> Iterator[Row]:
     else:
         print("only root may mount: a share that goes away is left out", file=sys.stderr)
     try:
-        for name, tries, run in runs:
-            try:
-                yield run()
-            except Exception as error:  # noqa: BLE001 - whatever a check stumbles over is a finding
-                print(f"inbox: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                yield Row(f"inbox: {name}", tries, 0)
+        yield from rows_of("inbox", runs)
     finally:
         shutil.rmtree(near, ignore_errors=True)
         shutil.rmtree(far, ignore_errors=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -35,3 +36,13 @@ class Row:
 def as_text(rows: Iterable[Row]) -> str:
     """The whole table, for people."""
     return "\n".join([f"{'fault':<58} {'tries':>8} {'survived':>9}", "-" * 77, *map(str, rows)])
+
+
+def rows_of(attack: str, parts: Iterable[tuple[str, int, Callable[[], Row]]]) -> Iterator[Row]:
+    """The rows of an attack's parts: name, tries, and what gives the row. One that stumbles has survived nothing."""
+    for name, tries, run in parts:
+        try:
+            yield run()
+        except Exception as error:  # noqa: BLE001 - whatever a check stumbles over is a finding
+            print(f"{attack}: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            yield Row(f"{attack}: {name}", tries, 0)

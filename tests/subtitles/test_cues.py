@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.subtitles import Mistake
-from daemon.subtitles.cues import Cue, CueFile, read_cues
+from daemon.subtitles import Cue, Mistake
+from daemon.subtitles.cues import CueFile, read_cues
 
 
 def read(text: str) -> tuple[CueFile, list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from daemon.subtitles.cues import Cue
+from daemon.subtitles import Cue
 from daemon.subtitles.speech import FORMS, Form, Rules, looks_like_name, read_speech
 
 VOICES = {"anna", "bo", "张三"}
